@@ -1,0 +1,1 @@
+"""The `molora` command. Knows every room by name, and imports it in the verb that needs it."""

@@ -1,0 +1,106 @@
+"""`molora data synthesize|label|stats`. Knows how to call the data room and print its counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clients.cli import connection, output
+from clients.cli.connection import Json
+from clients.cli.exits import refused_input
+
+app = typer.Typer(help="Screens and records.", no_args_is_help=True)
+
+
+@app.command("synthesize")
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    images_per_kind: Annotated[
+        int, typer.Option(min=1, help="Calendars, and as many claim windows.")
+    ] = 100,
+    tasks_per_image: Annotated[int, typer.Option(min=1, help="Records an image, at most.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw screens and write them as a data set, split by image."""
+    from training.data.synthesize import synthesize
+
+    with refused_input(), output.progress("drawing") as advance:
+        made = synthesize(
+            out,
+            images_per_kind=images_per_kind,
+            tasks_per_image=tasks_per_image,
+            seed=seed,
+            progress=advance,
+        )
+    if as_json:
+        output.print_json(connection.plain(made))
+        return
+    rows = [[name, s.images, s.records, str(s.path)] for name, s in made.splits.items()]
+    output.table(None, ("split", "images", "records", "file"), rows)
+
+
+@app.command("label")
+def label(
+    source: Annotated[Path, typer.Argument(help="JSONL file of foreign records.")],
+    out: Annotated[Path, typer.Argument(help="Where to write the labelled ones.")],
+    rules: Annotated[Path | None, typer.Option(help="YAML file of further rules.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the expert's name into each record, by rules; report what no rule decides."""
+    from training.data.labels import label_file, read_rules
+
+    with refused_input():
+        labelling = label_file(source, out, read_rules(rules) if rules else ())
+    if as_json:
+        output.print_json(connection.plain(labelling))
+        return
+    output.table(None, ("label", "records"), sorted(labelling.labelled.items()))
+    output.table(None, ("decided by", "records"), sorted(labelling.rules.items()))
+    if labelling.unmatched:
+        output.console.print(f"no rule matches {_lines(labelling.unmatched)}")
+    if labelling.contradicting:
+        output.console.print(f"rules contradict on {_lines(tuple(labelling.contradicting))}")
+    for refusal in labelling.refused:
+        output.console.print(f"line {refusal.row} is no record: {refusal.reason}", markup=False)
+
+
+@app.command("stats")
+def stats(
+    files: Annotated[list[Path], typer.Argument(help="JSONL files of records.")],
+    as_json: Json = False,
+) -> None:
+    """Count labels, tasks, actions and sizes, and images that two files share."""
+    from training.data.stats import collect_stats
+
+    with refused_input(), output.progress("counting") as advance:
+        found = collect_stats(files, progress=advance)
+    if as_json:
+        output.print_json(connection.plain(found))
+        return
+    for file in found.files:
+        parts = (
+            ("adapter", file.adapters),
+            ("task", file.task_types),
+            ("action", file.actions),
+            ("size", file.image_sizes),
+        )
+        rows = [[part, name, n] for part, counts in parts for name, n in sorted(counts.items())]
+        output.table(f"{file.path}: {file.records} records, {file.images} images", _STATS, rows)
+        output.console.print(
+            f"refused {len(file.refused)}  missing images {file.missing_images}  "
+            f"repeated ids {file.duplicate_ids}  "
+            f"most records on one image {file.most_records_per_image}"
+        )
+    output.console.print(f"images shared by two files: {found.shared_images}")
+
+
+_STATS = ("of", "value", "count")
+
+
+def _lines(numbers: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, numbers[:10]))
+    more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+    return f"{len(numbers)} records: lines {shown}{more}"

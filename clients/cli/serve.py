@@ -1,0 +1,131 @@
+"""`molora serve executor|router|all`. Knows how to start the servers; each reads its own flags."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clients.cli import output
+
+if TYPE_CHECKING:
+    from training.demo.server import ServerProcess
+
+app = typer.Typer(help="Run the servers.", no_args_is_help=True)
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+LISTEN_TIMEOUT_S = 120.0
+POLL_S = 0.2
+
+
+@app.command("executor", context_settings=PASS_ON)
+def executor(context: typer.Context) -> None:
+    """Run the executor; flags are its own, see `molora serve executor --help`."""
+    _become("executor_service", context.args)
+
+
+@app.command("router", context_settings=PASS_ON)
+def router(context: typer.Context) -> None:
+    """Run the router; flags are its own, see `molora serve router --help`."""
+    _become("router_service", context.args)
+
+
+@app.command("all")
+def both(
+    router_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 50051,
+    executor_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 50052,
+    flags: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: flags for both servers.")
+    ] = None,
+) -> None:
+    """Run executor and router as two processes, until one ends or SIGTERM comes.
+
+    Settings of one server only are given as MOLORA_EXECUTOR_* and MOLORA_ROUTER_*.
+    """
+    from training.demo.server import ServerFailed
+
+    shared = flags or []
+    with _Servers() as servers:
+        try:
+            address = servers.start("executor_service", ["--port", str(executor_port), *shared])
+            flags_of_router = ["--port", str(router_port), "--executor", address, *shared]
+            servers.start("router_service", flags_of_router)
+            code = servers.until_one_ends()
+        except ServerFailed as error:
+            output.error(str(error))
+            raise typer.Exit(1) from None
+    raise typer.Exit(code)
+
+
+def _become(module: str, arguments: list[str]) -> None:
+    """Replaces this process, so that signals and the exit code are the server's own."""
+    command = [sys.executable, "-m", module, *arguments]
+    os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
+
+
+class _Servers:
+    """The started servers; leaving the `with` block stops the last one first and waits for all.
+
+    The first SIGTERM or SIGINT leaves the block; each further one is passed on at once, and the
+    servers then end without waiting for running calls.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[ServerProcess] = []
+        self._stack = contextlib.ExitStack()
+        self._leaving = False
+
+    def __enter__(self) -> _Servers:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving = True
+        self._stack.close()
+
+    def start(self, module: str, flags: list[str]) -> str:
+        """Starts a server and waits until it listens.
+
+        Returns:
+            Its address.
+
+        Raises:
+            ServerFailed: It died or said nothing.
+        """
+        from training.demo.server import ServerProcess
+
+        server = ServerProcess(module, flags, echo=_print_line, grace_s=None)
+        self._running.append(self._stack.enter_context(server))
+        return server.wait_listening(LISTEN_TIMEOUT_S)
+
+    def until_one_ends(self) -> int:
+        """Waits; a server that ends by itself is a failure.
+
+        Returns:
+            Its exit code, or 1 where that was 0.
+        """
+        while True:
+            for server in self._running:
+                if server.exit_code is not None:
+                    output.error(f"{server.name} ended with exit code {server.exit_code}")
+                    return abs(server.exit_code) or 1
+            time.sleep(POLL_S)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._leaving:
+            for server in self._running:
+                server.terminate()
+        else:
+            self._leaving = True
+            raise SystemExit(0)
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)

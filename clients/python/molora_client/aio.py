@@ -1,0 +1,44 @@
+"""The asynchronous client. Its calls live in `inference.py` and `operations.py`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from molora_client.base import DEFAULT_EXECUTOR, DEFAULT_ROUTER, DEFAULT_TIMEOUT_S
+from molora_client.channel import Tls
+from molora_client.inference import InferenceCalls
+from molora_client.operations import OperatorCalls
+from molora_client.transport import AioTransport
+
+
+class AsyncMolora(InferenceCalls, OperatorCalls):
+    """A client of one router and one executor, on one event loop; share it, it multiplexes.
+
+    Args:
+        router: Address of the router, `host:port`.
+        executor: Address of the executor; a held screen goes to its own replica instead.
+        token: Bearer token; refused over plaintext beyond loopback.
+        tls: How to trust the servers; None for plaintext.
+        timeout_s: Deadline of a call, its retries included, where the call gives none.
+    """
+
+    def __init__(
+        self,
+        router: str = DEFAULT_ROUTER,
+        executor: str = DEFAULT_EXECUTOR,
+        token: str | None = None,
+        tls: Tls | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        super().__init__(AioTransport(tls), router, executor, token, tls, timeout_s)
+
+    async def __aenter__(self) -> AsyncMolora:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

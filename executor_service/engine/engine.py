@@ -1,0 +1,196 @@
+"""The engine's door: one method per request kind, and what is loaded.
+
+Knows how a request passes through context cache, registry, queue and worker; knows no protobuf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from executor_service.engine.contexts import ContextCache
+from executor_service.engine.inputs import Context, Tools
+from executor_service.engine.jobs import FeaturesJob, GenerateJob, RequestJob, ScoreJob
+from executor_service.engine.locations import check_name, resolve_adapter
+from executor_service.engine.registry import ExpertRegistry
+from executor_service.engine.sampler import Sampler
+from executor_service.engine.scheduler import Scheduler
+from executor_service.engine.work import (
+    Completed,
+    ExpertState,
+    Extracted,
+    Facts,
+    FeaturesAsk,
+    GenerateAsk,
+    ScoreAsk,
+    Scored,
+    ScreenSource,
+    TextDelta,
+)
+from executor_service.engine.worker import Job, Worker
+
+
+class Engine:
+    """Runs requests. All methods belong to the event loop's thread.
+
+    Timeouts are seconds from now; None waits as long as it takes.
+
+    Args:
+        facts: What is told about it.
+        tools: Shared by all requests.
+        registry: The experts.
+        contexts: The held screens.
+        scheduler: Of `worker`.
+        worker: The model's thread.
+        experts_root: Where experts may be loaded from while it runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        facts: Facts,
+        tools: Tools,
+        registry: ExpertRegistry,
+        contexts: ContextCache[Context],
+        scheduler: Scheduler[Job],
+        worker: Worker,
+        experts_root: Path | None,
+    ) -> None:
+        self.facts = facts
+        self._tools = tools
+        self._registry = registry
+        self._contexts = contexts
+        self._scheduler = scheduler
+        self._worker = worker
+        self._experts_root = experts_root
+        # One thread: decoding is bounded in memory, and never beside itself.
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="screen-reader")
+
+    @property
+    def expert_set(self) -> str:
+        """Digest of the loaded experts."""
+        return self._registry.current.digest
+
+    def experts(self) -> tuple[ExpertState, ...]:
+        """The loaded experts, in expert-set order."""
+        return self._registry.states()
+
+    async def extract(self, ask: FeaturesAsk, timeout_s: float | None) -> Extracted:
+        """Features of a prompt and screen; holds the screen under a context id.
+
+        Raises:
+            ServiceError: The request is refused or fails.
+        """
+        job = FeaturesJob(self._tools, ask, self._context(ask.screen), self.facts.spec)
+        async with self._running(job, timeout_s):
+            result = await job.outbox.get()
+        return Extracted(
+            context_id=ask.screen.context_id or self._keep(result.context),
+            text=result.text,
+            vision=result.vision,
+            feature_spec=self.facts.spec.digest,
+            model=self.facts.model,
+            expert_set=self.expert_set,
+            timings=result.timings,
+        )
+
+    async def generate(
+        self, ask: GenerateAsk, timeout_s: float | None
+    ) -> AsyncGenerator[TextDelta | Completed, None]:
+        """An answer as it comes; closing the generator cancels the request.
+
+        Yields:
+            Deltas, then one `Completed`.
+
+        Raises:
+            ServiceError: The request is refused or fails; `Completed` does not come then.
+        """
+        with self._registry.hold(ask.choice, ask.expert_set) as held:
+            context, chooser = self._context(ask.screen), Sampler(ask.sampling)
+            job = GenerateJob(self._tools, ask, held, context, chooser)
+            async with self._running(job, timeout_s):
+                event: TextDelta | Completed | None = None
+                while not isinstance(event, Completed):
+                    event = await job.outbox.get()
+                    yield event
+
+    async def score(self, ask: ScoreAsk, timeout_s: float | None) -> Scored:
+        """Log-probabilities of a given answer.
+
+        Raises:
+            ServiceError: The request is refused or fails.
+        """
+        with self._registry.hold(ask.choice, ask.expert_set) as held:
+            job = ScoreJob(self._tools, ask, held, self._context(ask.screen))
+            async with self._running(job, timeout_s):
+                return await job.outbox.get()
+
+    async def load_expert(self, name: str, path: str) -> ExpertState:
+        """Load an adapter from below the root of experts.
+
+        Raises:
+            ServiceError: It is refused; nothing has changed.
+        """
+        check_name(name)
+        return await self._registry.load(name, resolve_adapter(self._experts_root, path))
+
+    async def unload_expert(self, name: str, expected_generation: int | None) -> ExpertState:
+        """Remove an expert once no request holds it.
+
+        Raises:
+            ServiceError: It is refused; nothing has changed.
+        """
+        self._check_known(name)
+        return await self._registry.unload(name, expected_generation)
+
+    async def reload_expert(self, name: str, path: str, expected_generation: int) -> ExpertState:
+        """Replace an expert; an empty path reads where it came from.
+
+        Raises:
+            ServiceError: It is refused; nothing has changed.
+        """
+        self._check_known(name)
+        directory = resolve_adapter(self._experts_root, path) if path else None
+        return await self._registry.reload(name, directory, expected_generation)
+
+    async def ended(self) -> None:
+        """Return when the model's thread has ended; every request has an answer by then."""
+        await self._worker.ended()
+
+    async def close(self) -> None:
+        """Stop all threads; whoever waits gets UNAVAILABLE."""
+        await self._worker.stop()
+        self._registry.close()
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    @contextlib.asynccontextmanager
+    async def _running(self, job: RequestJob[Any], timeout_s: float | None) -> AsyncIterator[None]:
+        """Pass a job through the queue while inside; leaving early cancels it."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        ticket = self._scheduler.admit(job, needs_slot=job.needs_slot, deadline_s=deadline_s)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._reader, job.prepare)
+            self._scheduler.ready(ticket)
+            yield
+        finally:
+            self._scheduler.cancel(ticket)
+
+    def _check_known(self, name: str) -> None:
+        """A loaded name is good, whatever the rule for new ones says."""
+        if name not in self._registry.current.names:
+            check_name(name)
+
+    def _context(self, screen: ScreenSource) -> Context | None:
+        return self._contexts.get(screen.context_id) if screen.context_id else None
+
+    def _keep(self, context: Context) -> str:
+        context_id = self._contexts.put(context)
+        # A held screen must go even if no other request comes; a second later it surely expired.
+        delay_s = self.facts.limits.context_ttl_seconds + 1
+        asyncio.get_running_loop().call_later(delay_s, self._contexts.sweep)
+        return context_id

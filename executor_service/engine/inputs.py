@@ -1,0 +1,152 @@
+"""What a request runs on: its screen, its prompt, and the tools every request shares.
+
+Knows the model's input side; does not know queues, sampling or the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from executor_service.engine.detokenizer import TokenBytes
+from executor_service.engine.registry import Held
+from executor_service.engine.stopwatch import Stopwatch
+from executor_service.engine.work import Applied, Instruction
+from executor_service.errors import too_long
+from executor_service.model.gated import GatedModel, Routing, VisionOutput
+from executor_service.model.prompt import BuiltPrompt, PromptBuilder
+from executor_service.model.screen import PixelInput, ScreenReader
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all requests share.
+
+    Attributes:
+        model: For the worker thread alone.
+        reader: For the reader thread alone.
+        system_prompt: The server's own.
+        max_prompt_tokens: Longest prompt, image tokens included.
+        context_tokens: Longest prompt and answer together.
+    """
+
+    model: GatedModel
+    reader: ScreenReader
+    prompts: PromptBuilder
+    vocabulary: TokenBytes
+    system_prompt: str
+    max_prompt_tokens: int
+    context_tokens: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """A screen that was looked at with all gates zero."""
+
+    pixels: PixelInput
+    vision: VisionOutput
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it keeps in memory."""
+        return self.pixels.nbytes + self.vision.nbytes
+
+
+class ScreenInput:
+    """A request's screen: a context, or bytes that are read first.
+
+    Args:
+        tools: Shared by all requests.
+        data: A PNG or JPEG file; unused where there is a context.
+        context: What is held of the screen already.
+        watch: The request's.
+    """
+
+    def __init__(
+        self, tools: Tools, data: bytes, context: Context | None, watch: Stopwatch
+    ) -> None:
+        self._tools = tools
+        self._data = data
+        self.context = context
+        self._watch = watch
+        self._pixels = context.pixels if context is not None else None
+
+    def read(self) -> PixelInput:
+        """Decode and preprocess, unless that is done; on the reader thread.
+
+        Raises:
+            InvalidArgument: The bytes are not a screen that can be used.
+        """
+        if self._pixels is None:
+            with self._watch.during("read"):
+                self._pixels = self._tools.reader.read(self._data)
+            self._data = b""
+        return self._pixels
+
+    def look(self, routing: Routing | None) -> VisionOutput:
+        """Run the vision tower; on the worker thread.
+
+        Args:
+            routing: None for all gates zero, which a context answers without the tower.
+        """
+        if routing is None and self.context is not None:
+            return self.context.vision
+        with self._watch.during("vision"):
+            [vision] = self._tools.model.encode_vision([self.read()], routing)
+        return vision
+
+
+class ConversationInput:
+    """Screen, prompt and experts of one Generate or Score.
+
+    Args:
+        tools: Shared by all requests.
+        instruction: What is asked.
+        screen: The screen.
+        held: Experts and gates.
+    """
+
+    def __init__(
+        self, tools: Tools, instruction: Instruction, screen: ScreenInput, held: Held
+    ) -> None:
+        self._tools = tools
+        self._instruction = instruction
+        self._screen = screen
+        self._held = held
+        self.prompt = BuiltPrompt((), 0, 0)
+        # Empty: no system turn at all.
+        self._system = instruction.system
+        if self._system is None:
+            self._system = held.system_prompt or tools.system_prompt
+
+    def prepare(self, answer_tokens: int) -> None:
+        """Read the screen and build the prompt; on the reader thread.
+
+        Args:
+            answer_tokens: What the answer may take of the model's context.
+
+        Raises:
+            InvalidArgument: The screen cannot be used, or the prompt is too long.
+        """
+        self.prompt = self._tools.prompts.build(
+            system=self._system or None,
+            history=self._instruction.history,
+            text=self._instruction.text,
+            image_tokens=self._screen.read().image_tokens,
+            trusted_system=self._instruction.system is None,
+        )
+        tokens = len(self.prompt.ids)
+        if tokens > self._tools.max_prompt_tokens:
+            raise too_long("PROMPT_TOO_LONG", self._tools.max_prompt_tokens)
+        if tokens + answer_tokens > self._tools.context_tokens:
+            raise too_long("ANSWER_TOO_LONG", self._tools.context_tokens)
+
+    def look(self) -> VisionOutput:
+        """The vision output under this request's gates; on the worker thread."""
+        return self._screen.look(self._held.routing if self._held.changes_vision else None)
+
+    def applied(self) -> Applied:
+        """What the answer states."""
+        reused = self._screen.context is not None and not self._held.changes_vision
+        digest = hashlib.sha256(self._system.encode()).hexdigest()
+        return self._held.applied(system_prompt_digest=digest, vision_reused=reused)

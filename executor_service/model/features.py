@@ -1,0 +1,217 @@
+"""What the router sees of a prompt and its screen, and the spec that pins it down.
+
+Knows poolings and where features are taken; does not know the router's head, gates or experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from executor_service.model.prompt import FEATURE_TEMPLATE_VERSION, BuiltPrompt
+from executor_service.model.rows import RowBatch, VisionOutput
+from service_chassis.errors import Internal
+
+TEXT_POOLINGS = ("mean", "last", "first")
+VISION_SOURCES = ("tower", "deepstack", "fused")
+VISION_POOLINGS = ("mean",)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Everything that decides what a feature is. A head is valid for one digest only.
+
+    Attributes:
+        text_layer: Features are the hidden states behind this many decoder layers, from 1.
+        text_pooling: `mean` over the instruction's own tokens, `last` of them, or `first`, the
+            template's token 0, which is the same for every prompt.
+        vision_source: `tower` (what stands in for the image tokens), `deepstack` (every DeepStack
+            feature, one after the other) or `fused` (hidden states of the image tokens behind
+            `text_layer` layers, of a pass over screen and instruction).
+        vision_pooling: `mean` over image tokens.
+        text_dim: Length of the text features.
+        vision_dim: Length of the vision features.
+        base_digest: Digest of the base model.
+        template_version: Version of the feature template.
+    """
+
+    text_layer: int
+    text_pooling: str
+    vision_source: str
+    vision_pooling: str
+    text_dim: int
+    vision_dim: int
+    base_digest: str
+    template_version: str
+
+    def __post_init__(self) -> None:
+        known = (
+            ("text_pooling", TEXT_POOLINGS),
+            ("vision_source", VISION_SOURCES),
+            ("vision_pooling", VISION_POOLINGS),
+        )
+        for field, values in known:
+            if getattr(self, field) not in values:
+                raise ValueError(f"{field} is one of {', '.join(values)}")
+        if min(self.text_layer, self.text_dim, self.vision_dim) < 1:
+            raise ValueError("text_layer and both dimensions count from 1")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> FeatureSpec:
+        """The spec that `to_json` wrote.
+
+        Raises:
+            ValueError: The text is not such a spec, or a field is missing, unknown or wrong.
+        """
+        values = json.loads(text)
+        kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != set(kinds):
+            raise ValueError("a feature spec has exactly these fields: " + ", ".join(kinds))
+        wrong = [name for name, kind in kinds.items() if type(values[name]) is not kind]
+        if wrong:
+            raise ValueError(f"wrong type in a feature spec: {', '.join(wrong)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Float32 CPU tensors: text [text_dim], vision [vision_dim]."""
+
+    text: torch.Tensor
+    vision: torch.Tensor
+
+
+def hidden_after(language_model: Any, batch: RowBatch, layers: int) -> torch.Tensor:
+    """Hidden states behind the first decoder layers; the others do not run.
+
+    Args:
+        language_model: A `Qwen3VLTextModel`.
+        batch: Its input; a single row, or rows of one length.
+        layers: How many layers run, from 1.
+
+    Returns:
+        [rows, T, hidden], before any final norm; DeepStack features are part of it.
+    """
+    hidden = batch.embeds
+    rotary = language_model.rotary_emb(hidden, batch.positions[1:])
+    for index, layer in enumerate(language_model.layers[:layers]):
+        hidden = layer(hidden, position_embeddings=rotary, attention_mask=batch.mask)
+        if index < len(batch.deepstack):
+            addend = torch.zeros_like(hidden)
+            addend[batch.image_mask] = batch.deepstack[index]
+            hidden = hidden + addend
+    return hidden
+
+
+def spec_for(
+    config: Any, base_digest: str, text_layer: int, text_pooling: str, vision_source: str
+) -> FeatureSpec:
+    """The spec of features of a model with this config.
+
+    Raises:
+        ValueError: The model has no such layer, pooling or source.
+    """
+    if text_layer > config.text_config.num_hidden_layers:
+        raise ValueError(f"text_layer is at most {config.text_config.num_hidden_layers}")
+    hidden = int(config.text_config.hidden_size)
+    levels = len(config.vision_config.deepstack_visual_indexes)
+    return FeatureSpec(
+        text_layer=text_layer,
+        text_pooling=text_pooling,
+        vision_source=vision_source,
+        vision_pooling="mean",
+        text_dim=hidden,
+        vision_dim=hidden * (levels if vision_source == "deepstack" else 1),
+        base_digest=base_digest,
+        template_version=FEATURE_TEMPLATE_VERSION,
+    )
+
+
+def extract(
+    base: Any,
+    build: Callable[[BuiltPrompt, VisionOutput], RowBatch],
+    ids: Sequence[int],
+    span: tuple[int, int],
+    vision: VisionOutput,
+    spec: FeatureSpec,
+) -> Features:
+    """Runs what the spec asks for and pools it; gates are the caller's business.
+
+    Args:
+        base: A `Qwen3VLForConditionalGeneration`.
+        build: A prompt and its screen to one row of input.
+        ids: The feature template with the instruction in it.
+        span: The instruction's own tokens, half-open.
+        vision: The screen.
+        spec: What to take and where.
+
+    Raises:
+        Internal: The features are not what the spec says, or not finite.
+    """
+    no_screen = VisionOutput(vision.embeds[:0], (), (1, 0, 0))
+    row = build(BuiltPrompt(tuple(ids), len(ids), 0), no_screen)
+    hidden = hidden_after(base.model.language_model, row, spec.text_layer)
+    text = pool_text(hidden[0], span, spec.text_pooling)
+    if spec.vision_source != "fused":
+        return checked(text, pool_vision(vision, spec.vision_source), spec)
+    both = build(_with_screen(ids, span[0], vision.embeds.shape[0], base.config), vision)
+    hidden = hidden_after(base.model.language_model, both, spec.text_layer)
+    return checked(text, hidden[both.image_mask].float().mean(dim=0), spec)
+
+
+def pool_text(hidden: torch.Tensor, span: tuple[int, int], pooling: str) -> torch.Tensor:
+    """Hidden states [T, hidden] to one vector [hidden], float32.
+
+    Raises:
+        Internal: The instruction has no tokens.
+    """
+    start, end = span
+    if not 0 <= start < end <= hidden.shape[0]:
+        raise Internal("EMPTY_FEATURE_SPAN", "The instruction has no tokens. Report it.")
+    if pooling == "first":
+        return hidden[0].float()
+    if pooling == "last":
+        return hidden[end - 1].float()
+    return hidden[start:end].float().mean(dim=0)
+
+
+def pool_vision(vision: VisionOutput, source: str) -> torch.Tensor:
+    """Tower or DeepStack output to one vector, float32: the mean over the image tokens."""
+    if source == "tower":
+        return vision.embeds.float().mean(dim=0)
+    return torch.cat([part.float().mean(dim=0) for part in vision.deepstack])
+
+
+def checked(text: torch.Tensor, vision: torch.Tensor, spec: FeatureSpec) -> Features:
+    """Features that are what the spec says.
+
+    Raises:
+        Internal: FEATURES_SHAPE or FEATURES_NOT_FINITE; nothing is ever filled in.
+    """
+    if text.shape != (spec.text_dim,) or vision.shape != (spec.vision_dim,):
+        raise Internal("FEATURES_SHAPE", "Features have another shape than the spec. Report it.")
+    features = Features(text.cpu(), vision.cpu())
+    if not (features.text.isfinite().all() and features.vision.isfinite().all()):
+        raise Internal("FEATURES_NOT_FINITE", "Features are not finite. Report it.")
+    return features
+
+
+def _with_screen(ids: Sequence[int], at: int, image_tokens: int, config: Any) -> BuiltPrompt:
+    """The feature template with the screen before the instruction, as in a user turn."""
+    image = [config.vision_start_token_id, *[config.image_token_id] * image_tokens]
+    row = (*ids[:at], *image, config.vision_end_token_id, *ids[at:])
+    return BuiltPrompt(row, at + 1, image_tokens)

@@ -1,0 +1,86 @@
+"""Settings of the executor; the only place that reads its environment.
+
+Knows names, defaults and paths; does not know what is done with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from service_chassis.settings import FieldError, ServerSettings
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "miniature"
+_MODULE_PREFIX = "LORA_"
+
+
+class ExecutorSettings(ServerSettings):
+    """What the executor needs to know beyond what every server has."""
+
+    model_config = SettingsConfigDict(env_prefix="MOLORA_EXECUTOR_")
+
+    port: int = Field(default=50052, ge=0, le=65535)
+    """gRPC port; 0 takes any free one and prints it."""
+    metrics_port: int = Field(default=9465, ge=0, le=65535)
+    """Port of the Prometheus metrics on loopback; 0 takes any free one and prints it."""
+    model: Path = EMBEDDED / "base"
+    """Checkpoint directory of the base model; unset: the embedded miniature."""
+    experts_root: Path | None = None
+    """Directory with one expert per directory; unset: the miniature's, with its model."""
+    lora_modules: dict[str, Path] = Field(default_factory=dict)
+    """Further experts as name=directory; LORA_<NAME> in the environment adds more."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model lives; auto: cuda where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the model computes in; auto: float32 on cpu, bfloat16 on cuda."""
+    feature_layer: int = Field(default=2, ge=1)
+    """Decoder layers the text passes before its features are taken."""
+    text_pooling: Literal["mean", "last", "first"] = "mean"
+    """How the instruction's tokens become one vector."""
+    vision_source: Literal["tower", "deepstack", "fused"] = "tower"
+    """Which vision features the router gets."""
+    queue_length: int = Field(default=64, ge=1)
+    """Requests that may wait; more are refused with a delay to retry after."""
+    slots: int = Field(default=8, ge=1)
+    """Answers that are generated at once; the next ones wait."""
+    max_prompt_tokens: int = Field(default=8192, ge=1)
+    """Longest prompt, image tokens included; the model's own limit may be lower."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Longest answer; also that of a request that asks for none."""
+    context_bytes: int = Field(default=512 * 2**20, ge=1)
+    """What all held screens together may keep in memory, in bytes."""
+    context_ttl_s: int = Field(default=300, ge=1)
+    """How long a screen is held, in seconds."""
+    max_screen_bytes: int = Field(default=8 * 2**20, ge=1)
+    """Largest screen file, in bytes."""
+    max_screen_pixels: int = Field(default=16_000_000, ge=1)
+    """Largest screen, in pixels."""
+    system_prompt: str = ""
+    """System prompt where neither the request nor its expert has one; empty: none."""
+
+    @model_validator(mode="after")
+    def _check_message_fits_screen(self) -> ExecutorSettings:
+        if self.max_screen_bytes >= self.max_message_bytes:
+            raise FieldError(
+                "max_screen_bytes",
+                f"{self.max_screen_bytes} does not fit into a message of {self.max_message_bytes}",
+                "raise max_message_bytes above it",
+            )
+        return self
+
+    @property
+    def effective_experts_root(self) -> Path | None:
+        """`experts_root`, or the miniature's experts where the model is the miniature."""
+        if self.experts_root is None and self.model.resolve() == EMBEDDED / "base":
+            return EMBEDDED / "experts"
+        return self.experts_root
+
+
+def lora_environment() -> Mapping[str, str]:
+    """The variables that name experts: LORA_<NAME>=directory."""
+    return {key: value for key, value in os.environ.items() if key.startswith(_MODULE_PREFIX)}

@@ -1,0 +1,1 @@
+"""The router: features to gates. Knows numpy and onnxruntime, never torch."""

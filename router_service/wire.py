@@ -1,0 +1,172 @@
+"""Protobuf to the router's nouns and back; the only place where their fields meet.
+
+Knows the contract's messages; knows no rule of the policy and no channel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from molora.v1 import executor_pb2, router_pb2, types_pb2
+from router_service.core import (
+    Decision,
+    ExecutorInfo,
+    Features,
+    Hint,
+    LoadedExpert,
+    Manifest,
+    Mode,
+    Options,
+)
+from router_service.errors import InvalidArgument
+from router_service.policy import PolicyConfig
+
+RoutingRequest = router_pb2.RouteRequest | router_pb2.PredictRequest
+
+_UNSPECIFIED = types_pb2.ROUTING_MODE_UNSPECIFIED
+_MODES: dict[int, Mode] = {
+    types_pb2.ROUTING_MODE_SOFT: Mode.SOFT,
+    types_pb2.ROUTING_MODE_TOP1: Mode.TOP1,
+    types_pb2.ROUTING_MODE_TOP2: Mode.TOP2,
+}
+
+
+def check_question(request: RoutingRequest) -> None:
+    """Refuse a request that asks nothing; on the fast path nobody else would.
+
+    Raises:
+        InvalidArgument: EMPTY_PROMPT or EMPTY_SCREEN.
+    """
+    if not request.prompt.text.strip():
+        raise InvalidArgument("EMPTY_PROMPT", "The prompt has no text; send the instruction.")
+    if not (request.screen.data or request.screen.context_id):
+        raise InvalidArgument("EMPTY_SCREEN", "The screen has no bytes; send a PNG or JPEG file.")
+
+
+def read_hint(request: RoutingRequest) -> Hint | None:
+    """The agent's hint, or None if the request has none."""
+    if not request.HasField("agent_hint"):
+        return None
+    hint = request.agent_hint
+    confidence = hint.confidence if hint.HasField("confidence") else None
+    return Hint(hint.expert, confidence, hint.fast_path)
+
+
+def read_options(request: RoutingRequest) -> Options:
+    """The caller's options.
+
+    Raises:
+        InvalidArgument: UNKNOWN_MODE, a number that no mode has.
+    """
+    options = request.options
+    if options.mode != _UNSPECIFIED and options.mode not in _MODES:
+        raise InvalidArgument("UNKNOWN_MODE", "The mode is none of SOFT, TOP1 and TOP2.")
+    return Options(
+        mode=_MODES.get(options.mode),
+        temperature=options.temperature if options.HasField("temperature") else None,
+        masked_experts=tuple(options.masked_experts),
+        expert_override=options.expert_override if options.HasField("expert_override") else None,
+    )
+
+
+def read_features(reply: executor_pb2.ExtractFeaturesResponse) -> Features:
+    """The executor's features, unchecked."""
+    return Features(
+        text=np.array(reply.text_features, np.float32),
+        vision=np.array(reply.vision_features, np.float32),
+        feature_spec=reply.feature_spec,
+        model=reply.model,
+        expert_set=reply.expert_set,
+        context_id=reply.context_id,
+    )
+
+
+def read_info(reply: executor_pb2.GetServerInfoResponse) -> ExecutorInfo:
+    """What the executor says it runs."""
+    return ExecutorInfo(
+        model=reply.model,
+        feature_spec=reply.feature_spec.digest,
+        expert_set=reply.expert_set,
+        experts=tuple(
+            LoadedExpert(expert.name, expert.digest, expert.generation) for expert in reply.experts
+        ),
+    )
+
+
+def write_decision(decision: Decision, expert_set: str, router_version: str) -> types_pb2.Decision:
+    """A decision as clients see it."""
+    return types_pb2.Decision(
+        gates=types_pb2.Gates(weights=decision.gates),
+        probabilities=decision.probabilities,
+        reason=types_pb2.DecisionReason.Value(f"DECISION_REASON_{decision.reason.name}"),
+        confidence=decision.confidence,
+        entropy=decision.entropy,
+        expert_set=expert_set,
+        router_version=router_version,
+    )
+
+
+def write_generate(
+    request: router_pb2.PredictRequest,
+    decision: types_pb2.Decision,
+    context_id: str,
+    request_id: str,
+) -> executor_pb2.GenerateRequest:
+    """The Generate that carries out a decision, on the cached screen if there is one."""
+    screen = types_pb2.Screen(context_id=context_id) if context_id else request.screen
+    generate = executor_pb2.GenerateRequest(
+        prompt=request.prompt,
+        screen=screen,
+        gates=decision.gates,
+        masked_experts=request.options.masked_experts,
+        expert_set=decision.expert_set,
+        request_id=request_id,
+    )
+    if request.HasField("max_new_tokens"):
+        generate.max_new_tokens = request.max_new_tokens
+    if request.HasField("sampling"):
+        generate.sampling.CopyFrom(request.sampling)
+    return generate
+
+
+def write_event(event: executor_pb2.GenerateResponse) -> router_pb2.PredictResponse:
+    """What Generate streams, as Predict streams it."""
+    if event.HasField("completed"):
+        return router_pb2.PredictResponse(completed=event.completed)
+    return router_pb2.PredictResponse(delta=event.delta)
+
+
+def write_info(
+    manifest: Manifest, policy: PolicyConfig, info: ExecutorInfo | None
+) -> router_pb2.GetRouterInfoResponse:
+    """The bundle and the policy in force.
+
+    Args:
+        manifest: The bundle's.
+        policy: What is in force, flags included.
+        info: The executor that matches, or None.
+    """
+    generations = {expert.name: expert.generation for expert in info.experts} if info else {}
+    limits = policy.thresholds
+    return router_pb2.GetRouterInfoResponse(
+        feature_spec=manifest.feature_spec_digest,
+        expert_set=info.expert_set if info else "",
+        experts=[
+            types_pb2.ExpertIdentity(
+                name=expert.name,
+                digest=expert.digest,
+                generation=generations.get(expert.name, 0),
+            )
+            for expert in manifest.experts
+        ],
+        mode=types_pb2.RoutingMode.Value(f"ROUTING_MODE_{policy.mode.value.name}"),
+        mode_reason=policy.mode.why,
+        temperature=policy.temperature.value,
+        temperature_reason=policy.temperature.why,
+        thresholds={
+            "agent_fast_path": limits.agent_fast_path.value,
+            "agent_accept": limits.agent_accept.value,
+            "agent_veto": limits.agent_veto.value,
+        },
+        serving=info is not None,
+    )

@@ -1,0 +1,1 @@
+"""What both servers stand on. Knows gRPC and processes; knows no word of the domain."""

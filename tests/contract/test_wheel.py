@@ -1,0 +1,81 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """Our wheel, built from a copy without stubs, as a fresh clone has it."""
+    copy = tmp_path_factory.mktemp("source")
+    shutil.copytree(
+        ROOT,
+        copy,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns(
+            *(".venv", ".git", "*cache*", "runs", "artifacts", "tests", "samples", "*_pb2*")
+        ),
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (copy / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_wheel_holds_the_packages_under_the_names_that_are_imported(wheel):
+    names = set(wheel.namelist())
+    for expected in (
+        "molora/v1/router_pb2_grpc.py",
+        "molora/v1/router_pb2_grpc.pyi",
+        "molora/v1/router.proto",
+        "molora_client/__init__.py",
+        "clients/cli/app.py",
+        "service_chassis/server.py",
+        "router_service/__main__.py",
+        "executor_service/__main__.py",
+        "training/screens/fonts/LICENSE-DejaVu.txt",
+    ):
+        assert expected in names
+    roots = {name.split("/")[0] for name in names}
+    assert "tests" not in roots
+    assert "python" not in roots
+
+
+def requirements(wheel: zipfile.ZipFile, extra: str | None) -> set[str]:
+    """What the wheel asks for, in all cases or with one extra."""
+    (metadata,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    found = set()
+    for line in wheel.read(metadata).decode().splitlines():
+        if line.startswith("Requires-Dist: "):
+            requirement, _, marker = line.removeprefix("Requires-Dist: ").partition("; ")
+            if marker == (f"extra == '{extra}'" if extra else ""):
+                found.add(requirement)
+    return found
+
+
+def test_base_install_is_grpcio_and_protobuf_only(wheel):
+    names = {re.split(r"[<>=]", requirement)[0] for requirement in requirements(wheel, None)}
+    assert names == {"grpcio", "protobuf"}
+
+
+def test_stubs_are_generated_by_the_same_versions_in_build_and_development(wheel):
+    (line,) = re.findall(r"^requires = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.M)
+    # The wheel lists the parts of a version in another order.
+    build = {tuple(sorted(re.split(r"(?=[<>=])|,", text))) for text in json.loads(line)}
+    development = requirements(wheel, "dev")
+    assert build <= {tuple(sorted(re.split(r"(?=[<>=])|,", text))) for text in development}

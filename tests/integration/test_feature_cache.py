@@ -1,0 +1,112 @@
+"""Features of a data set, over a real socket, into a cache that stage 1 can read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import router_bundle
+from tests.support.stub_executor import StubExecutor, serving
+from training.features import FeatureIndex, cache_features, load_features
+
+NAMES = [expert.name for expert in router_bundle.EXPERTS]
+
+
+def write_records(root: Path, adapters: list[str | None], *, images_each: int = 1) -> Path:
+    """Two records on every image; `images/` holds the images' bytes."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, adapter in enumerate(adapters):
+        for image in range(images_each):
+            name = f"images/{number}-{image}.png"
+            (root / name).write_bytes(f"pixels of {name}".encode())
+            for question in range(2):
+                row = {
+                    "id": f"{number}-{image}-{question}",
+                    "image": name,
+                    "conversations": [
+                        {"from": "human", "value": f"<image>\nClick in the {adapter}"},
+                        {"from": "gpt", "value": _ANSWER},
+                    ],
+                    "metadata": {},
+                }
+                rows.append(row | ({"adapter": adapter} if adapter else {}))
+    # Questions of one image are not neighbours in the file.
+    rows.sort(key=lambda row: str(row["id"])[-1])
+    path = root / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+_CALL = {"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [1, 2]}}
+_ANSWER = f"<tool_call>\n{json.dumps(_CALL)}\n</tool_call>"
+
+
+async def cache(records: Path, address: str, out: Path) -> FeatureIndex:
+    return await asyncio.to_thread(
+        cache_features, records, records.parent, address, out, progress=False
+    )
+
+
+async def test_every_record_is_extracted_and_every_screen_is_sent_once(tmp_path: Path) -> None:
+    stub = StubExecutor()
+    records = write_records(tmp_path, ["claim-window", "calendar"], images_each=2)
+    async with serving(stub) as address:
+        index = await cache(records, address, tmp_path / "features")
+    assert index.names == ("calendar", "claim-window")
+    assert index.feature_spec == router_bundle.SPEC
+    assert index.expert_set == "set-1"
+    table = load_features(tmp_path / "features")
+    assert table.index == index
+    assert table.label.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert table.text[0].tolist() == [0.0, 0.0, 9.0, 0.0]
+    assert table.vision.shape == (8, 3)
+    assert len(set(table.image.tolist())) == 4
+    assert table.image.tolist()[0::2] == table.image.tolist()[1::2]
+    sent = [request.screen.WhichOneof("source") for request in stub.seen]
+    assert sent == ["data", "context_id"] * 4
+
+
+async def test_an_expert_that_is_not_loaded(tmp_path: Path) -> None:
+    records = write_records(tmp_path, ["calendar", "desktop"])
+    async with serving(StubExecutor()) as address:
+        with pytest.raises(ValueError, match="not loaded: desktop"):
+            await cache(records, address, tmp_path / "features")
+    assert not (tmp_path / "features" / "features.json").exists()
+
+
+async def test_a_record_without_a_label(tmp_path: Path) -> None:
+    records = write_records(tmp_path, ["calendar", None])
+    async with serving(StubExecutor()) as address:
+        with pytest.raises(ValueError, match="2 records have no adapter"):
+            await cache(records, address, tmp_path / "features")
+
+
+async def test_rows_that_are_no_records_are_counted(tmp_path: Path) -> None:
+    records = write_records(tmp_path, ["calendar"])
+    with records.open("a") as file:
+        file.write('{"id": "x"}\nno json\n')
+    async with serving(StubExecutor()) as address:
+        index = await cache(records, address, tmp_path / "features")
+    assert index.refused_rows == 2
+    records.write_text("no json\n")
+    with pytest.raises(ValueError, match="no record: 1 rows were refused"):
+        cache_features(records, tmp_path, "127.0.0.1:1", tmp_path / "none", progress=False)
+
+
+async def test_an_executor_that_changes_in_between(tmp_path: Path) -> None:
+    class Changing(StubExecutor):
+        async def ExtractFeatures(self, request, context):
+            if len(self.seen) == 2:
+                self.expert_set = "set-2"
+            return await super().ExtractFeatures(request, context)
+
+    records = write_records(tmp_path, ["calendar", "chart"])
+    async with serving(Changing()) as address:
+        with pytest.raises(RuntimeError, match="changed while"):
+            await cache(records, address, tmp_path / "features")
+    with pytest.raises(ValueError, match="no whole feature cache"):
+        load_features(tmp_path / "features")

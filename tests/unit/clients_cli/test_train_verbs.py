@@ -1,0 +1,23 @@
+"""The training verbs where they refuse; tests/unit/training shows what they do."""
+
+
+def test_a_folder_that_is_no_cache_is_bad_input(molora, tmp_path):
+    done = molora("train", "stage1", tmp_path, tmp_path / "bundle")
+    assert done.exit_code == 2
+    assert "holds no whole feature cache" in done.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_records_without_a_label_are_bad_input(molora, stub, tmp_path):
+    done = molora("train", "features", tmp_path / "none.jsonl", tmp_path / "cache")
+    assert done.exit_code == 2
+    assert "is no file" in done.stderr
+
+
+def test_no_executor_is_a_failed_call(molora, tmp_path):
+    out = tmp_path / "set"
+    molora("data", "synthesize", out, "--images-per-kind", 3, "--tasks-per-image", 1)
+    arguments = ("train", "features", out / "train.jsonl", tmp_path / "cache")
+    done = molora(*arguments, "--executor", "127.0.0.1:1")
+    assert done.exit_code == 64 + 14
+    assert "molora serve" in done.stderr

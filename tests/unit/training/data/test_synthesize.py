@@ -1,0 +1,131 @@
+"""Synthesized data sets: readable, labelled, split by image, the same for the same seed."""
+
+import hashlib
+
+import pytest
+from PIL import Image
+
+from training.data.labels import judge
+from training.data.records import read_records
+from training.data.stats import UNLABELLED, collect_stats
+from training.data.synthesize import synthesize
+from training.screens.geometry import to_thousandths
+
+SPLITS = ("train", "valid", "held_out")
+
+
+def digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(f.relative_to(folder)), hashlib.sha256(f.read_bytes()).hexdigest()) for f in files]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "set"
+    seen = []
+    result = synthesize(
+        out, images_per_kind=6, tasks_per_image=5, seed=3, progress=lambda *at: seen.append(at)
+    )
+    assert seen == [(done, 12) for done in range(1, 13)]
+    return out, result
+
+
+def test_records_say_what_the_images_are(made):
+    out, result = made
+    for name in SPLITS:
+        found = read_records(out / f"{name}.jsonl")
+        assert found.refused == ()
+        assert result.splits[name].records == len(found.records)
+        for record in found.records:
+            with Image.open(out / record.image) as image:
+                image.load()
+                expected = ("PNG", "RGBA") if record.adapter == "calendar" else ("JPEG", "RGB")
+                assert (image.format, image.mode) == expected
+                assert list(image.size) == record.metadata["image_size"]
+                point = to_thousandths(*record.metadata["real_coords"], *image.size)
+            assert record.calls[0].arguments["coordinate"] == list(point)
+
+
+def test_no_image_is_in_two_splits_and_each_split_has_both_experts(made):
+    out, _ = made
+    stats = collect_stats([out / f"{name}.jsonl" for name in SPLITS])
+    assert stats.shared_images == 0
+    assert [file.images for file in stats.files] == [8, 2, 2]
+    for file in stats.files:
+        assert set(file.adapters) == {"calendar", "claim-window"}
+        assert file.duplicate_ids == file.missing_images == 0
+        assert file.most_records_per_image == 5
+        assert sum(file.image_sizes.values()) == file.images
+
+
+def test_the_label_rules_find_the_label_again(made):
+    out, _ = made
+    for record in read_records(out / "train.jsonl").records:
+        row = record.to_json()
+        label = row.pop("adapter")
+        assert judge(row).label == label
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_does_not(made, tmp_path):
+    out, _ = made
+    synthesize(tmp_path / "again", images_per_kind=6, tasks_per_image=5, seed=3)
+    assert digest(tmp_path / "again") == digest(out)
+    synthesize(tmp_path / "other", images_per_kind=6, tasks_per_image=5, seed=4)
+    assert digest(tmp_path / "other") != digest(out)
+
+
+def test_shares_decide_the_splits(tmp_path):
+    result = synthesize(
+        tmp_path / "set",
+        images_per_kind=4,
+        tasks_per_image=2,
+        seed=0,
+        shares={"train": 0.5, "held_out": 0.5},
+    )
+    assert {name: split.images for name, split in result.splits.items()} == {
+        "train": 4,
+        "held_out": 4,
+    }
+    assert not (tmp_path / "set" / "valid.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images_per_kind": 2}, "images_per_kind is 2"),
+        ({"tasks_per_image": 0}, "tasks_per_image is 0"),
+        ({"shares": {"train": 0.5}}, "add up to 1"),
+        ({"shares": {"train": 1.0, "valid": 0.0}}, "positive"),
+    ],
+)
+def test_numbers_that_make_no_data_set_are_refused(tmp_path, changes, reason):
+    arguments = {"images_per_kind": 3, "tasks_per_image": 2, "seed": 0, **changes}
+    with pytest.raises(ValueError, match=reason):
+        synthesize(tmp_path / "set", **arguments)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "kept.txt").write_text("x")
+    with pytest.raises(ValueError, match="choose a new one"):
+        synthesize(tmp_path, images_per_kind=3, tasks_per_image=2, seed=0)
+
+
+def test_stats_report_leaks_missing_images_and_refusals(made, tmp_path):
+    out, _ = made
+    train = out / "train.jsonl"
+    lines = train.read_text().splitlines()
+    first = lines[0].replace(', "adapter": "calendar"', "")
+    assert first != lines[0]
+    leak, gone = out / "leak.jsonl", tmp_path / "gone.jsonl"
+    leak.write_text("\n".join([first, first, "{"]))
+    gone.write_text(lines[0])
+    try:
+        stats = collect_stats([train, leak, gone])
+    finally:
+        leak.unlink()
+    assert stats.shared_images == 1
+    leaked, missing = stats.files[1:]
+    assert (leaked.records, leaked.duplicate_ids, len(leaked.refused)) == (2, 1, 1)
+    assert leaked.adapters == {UNLABELLED: 2}
+    assert (missing.missing_images, missing.image_sizes) == (1, {})

@@ -1,0 +1,235 @@
+"""Stage 1 on features whose answer is known, and its export."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from router_service.bundle import load_bundle
+from router_service.core import ExpertEntry, Features, FeatureSpec, Mode
+from router_service.head import Head
+from training.calibration import expected_calibration_error, fit_temperature, log_loss
+from training.export import export_bundle, to_onnx
+from training.features import FeatureIndex, load_features
+from training.stage1 import (
+    RouterHead,
+    Stage1Config,
+    class_weights,
+    split_by_image,
+    train_stage1,
+)
+
+EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abcd"))
+SPEC = FeatureSpec(2, "mean", "tower", "mean", 24, 16, "b" * 64, "1")
+FAST = Stage1Config(width=32, max_epochs=60, patience_epochs=15, learning_rate=3e-3)
+
+
+def write_cache(directory: Path, *, images: int = 12, rows: int = 5, noise: float = 0.3) -> Path:
+    """Four experts: the text alone tells a|b from c|d, the vision alone a|c from b|d."""
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.randn(4, 24, generator=generator), torch.randn(4, 16, generator=generator)
+    columns: dict[str, list[torch.Tensor]] = {"text": [], "vision": []}
+    labels, image_ids = [], []
+    for label in range(4):
+        for image in range(images):
+            for _ in range(rows):
+                for part, own, sign in (
+                    ("text", directions[0][0], 1 - 2 * (label // 2)),
+                    ("vision", directions[1][0], 1 - 2 * (label % 2)),
+                ):
+                    jitter = noise * torch.randn(len(own), generator=generator)
+                    columns[part].append(sign * own + jitter)
+                labels.append(label)
+                image_ids.append(1000 * label + image)
+    directory.mkdir(parents=True, exist_ok=True)
+    shard = {
+        "text": torch.stack(columns["text"]),
+        "vision": torch.stack(columns["vision"]),
+        "label": torch.tensor(labels),
+        "image": torch.tensor(image_ids),
+        "source": torch.zeros(len(labels), dtype=torch.int64),
+    }
+    name = "shard-00000.safetensors"
+    save_file(shard, directory / name)
+    index = FeatureIndex(
+        SPEC,
+        "e" * 64,
+        EXPERTS,
+        "d" * 64,
+        ("synthetic",),
+        0,
+        {name: hashlib.sha256((directory / name).read_bytes()).hexdigest()},
+    )
+    stated = dataclasses.asdict(index) | {"feature_spec_digest": SPEC.digest}
+    (directory / "features.json").write_text(json.dumps(stated))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def result(cache: Path):
+    return train_stage1(cache, config=FAST, progress=False)
+
+
+@pytest.fixture(scope="module")
+def bundle(result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(result, tmp_path_factory.mktemp("router"))
+
+
+class TestTraining:
+    def test_what_can_be_told_apart_is_told_apart(self, result) -> None:
+        assert result.accuracy["held_out"] == 1.0
+        assert result.accuracy["validation"] == 1.0
+        assert result.mode.value is Mode.TOP1
+        assert "held-out" in result.mode.why
+
+    def test_it_needs_both_inputs(self, cache: Path, result) -> None:
+        table = load_features(cache)
+        for blank in ("text", "vision"):
+            parts = {"text": table.text, "vision": table.vision}
+            parts[blank] = torch.zeros_like(parts[blank])
+            with torch.inference_mode():
+                predicted = result.head(**parts).argmax(dim=1)
+            assert (predicted == table.label).double().mean() < 0.8
+
+    def test_the_same_seed_gives_the_same_head(self, cache: Path, result) -> None:
+        before = torch.random.get_rng_state()
+        again = train_stage1(cache, config=FAST, progress=False)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert again.temperature == result.temperature
+        for name, value in result.head.state_dict().items():
+            assert torch.equal(again.head.state_dict()[name], value)
+
+    def test_another_seed_gives_another(self, cache: Path, result) -> None:
+        config = dataclasses.replace(FAST, seed=1, max_epochs=2)
+        other = train_stage1(cache, config=config, progress=False)
+        assert not torch.equal(
+            other.head.state_dict()["text.1.weight"], result.head.state_dict()["text.1.weight"]
+        )
+
+    def test_features_without_the_answer_give_soft_gates(self, tmp_path: Path) -> None:
+        noise = write_cache(tmp_path, noise=30.0)
+        blind = train_stage1(noise, config=FAST, progress=False)
+        assert blind.mode.value is Mode.SOFT
+        assert blind.accuracy["held_out"] < 0.6
+
+
+class TestSplit:
+    def test_no_image_is_cut_and_every_expert_is_everywhere(self, cache: Path) -> None:
+        table = load_features(cache)
+        splits = split_by_image(table, Stage1Config())
+        assert sum(len(rows) for rows in splits.values()) == len(table)
+        images = {name: set(table.image[rows].tolist()) for name, rows in splits.items()}
+        assert not images["train"] & images["validation"]
+        assert not images["train"] & images["held_out"]
+        assert not images["validation"] & images["held_out"]
+        for rows in splits.values():
+            assert set(table.label[rows].tolist()) == {0, 1, 2, 3}
+
+    def test_too_few_images(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path, images=2)
+        with pytest.raises(ValueError, match="three are the least"):
+            train_stage1(cache, progress=False)
+
+    def test_class_weights_even_out(self) -> None:
+        weights = class_weights(torch.tensor([0] * 30 + [1] * 10), 2)
+        assert (weights * torch.tensor([30.0, 10.0])).tolist() == pytest.approx([20.0, 20.0])
+
+
+class TestCache:
+    def test_a_changed_shard(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path)
+        shard = cache / "shard-00000.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+        with pytest.raises(ValueError, match="extract again"):
+            load_features(cache)
+
+    def test_another_spec(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path)
+        content = json.loads((cache / "features.json").read_text())
+        content["feature_spec"]["text_layer"] = 3
+        (cache / "features.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="feature spec changed"):
+            load_features(cache)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="no whole feature cache"):
+            load_features(tmp_path)
+
+
+class TestTemperature:
+    def test_it_undoes_an_overconfident_head(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        true_logits = 2 * torch.randn(4000, 5, generator=generator)
+        labels = torch.multinomial(torch.softmax(true_logits, 1), 1, generator=generator).flatten()
+        fitted = fit_temperature(true_logits * 3, labels)
+        assert fitted == pytest.approx(3.0, rel=0.06)
+        before = expected_calibration_error(true_logits * 3, labels, 1.0)
+        after = expected_calibration_error(true_logits * 3, labels, fitted)
+        assert after < before / 4
+        assert log_loss(true_logits * 3, labels, fitted) < log_loss(true_logits * 3, labels, 1.0)
+
+    def test_no_mistake_does_not_make_it_certain(self) -> None:
+        labels = torch.arange(4).repeat(10)
+        logits = torch.nn.functional.one_hot(labels, 4).float() * 50
+        fitted = fit_temperature(logits, labels)
+        confidence = torch.softmax(logits / fitted, dim=1).max(dim=1).values.mean()
+        assert float(confidence) == pytest.approx(41 / 42, abs=1e-3)
+
+    def test_calibration_error_by_hand(self) -> None:
+        # Two cases at 0.8: one right, one wrong.
+        logits = torch.tensor([[0.8, 0.2], [0.8, 0.2]]).log()
+        error = expected_calibration_error(logits, torch.tensor([0, 1]), 1.0)
+        assert error == pytest.approx(0.3)
+
+
+class TestExport:
+    def test_the_router_loads_it_and_gets_torchs_logits(
+        self, bundle: Path, cache: Path, result
+    ) -> None:
+        loaded = load_bundle(bundle)
+        head = Head(loaded.head, loaded.manifest)
+        table = load_features(cache)
+        with torch.inference_mode():
+            expected = result.head(table.text, table.vision).numpy()
+        for row in range(0, len(table), 17):
+            features = Features(table.text[row].numpy(), table.vision[row].numpy(), "", "", "", "")
+            np.testing.assert_allclose(head.logits(features), expected[row], atol=1e-5)
+
+    def test_it_states_where_it_comes_from(self, bundle: Path, result) -> None:
+        manifest = load_bundle(bundle).manifest
+        assert manifest.experts == EXPERTS
+        assert manifest.feature_spec == SPEC
+        assert manifest.opset == 20
+        assert manifest.temperature.value == result.temperature
+        assert manifest.provenance.accuracy == result.accuracy
+        assert manifest.provenance.dataset_digest == "d" * 64
+        assert manifest.thresholds.agent_veto.source == "typed"
+
+    def test_it_is_one_file_without_a_trace_of_this_machine(self, bundle: Path) -> None:
+        assert sorted(path.name for path in bundle.iterdir()) == ["router.json", "router.onnx"]
+        model = onnx.load(bundle / "router.onnx", load_external_data=False)
+        assert [entry.version for entry in model.opset_import if not entry.domain] == [20]
+        for path in bundle.iterdir():
+            content = path.read_bytes()
+            for trace in (b"site-packages", b".py", str(Path.home()).encode(), b"stack_trace"):
+                assert trace not in content
+
+    def test_the_same_head_is_the_same_file(self, result) -> None:
+        assert to_onnx(result.head) == to_onnx(result.head)
+
+    def test_a_head_of_other_sizes(self) -> None:
+        head = RouterHead(5, 7, 1, 4, 0.0).eval()
+        assert len(to_onnx(head)) < 10_000

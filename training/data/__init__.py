@@ -1,0 +1,4 @@
+"""Records: reading, labelling, counting and synthesizing them.
+
+Knows no model.
+"""

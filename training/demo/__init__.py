@@ -1,0 +1,1 @@
+"""`make demo`: the whole path on real input. Uses the services only as a client would."""

@@ -1,0 +1,272 @@
+"""Router features of a data set, extracted once over the real RPC and kept on disk.
+
+Knows records, the executor's contract and the cache's files; knows no head. A cache directory holds
+`features.json` and `shard-NNNNN.safetensors` with, for n rows:
+
+    text [n, text_dim] float32, vision [n, vision_dim] float32,
+    label [n] int64 (index into the cache's experts),
+    image [n] int64 (first eight bytes of the file's sha256: what splits must not cut),
+    source [n] int64 (index into the cache's sources)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+
+from molora_client import ContextRef, Features, Molora, ServerInfo
+from router_service.core import ExpertEntry, FeatureSpec
+from training.data.records import Record, read_records
+
+INDEX_FILE = "features.json"
+_SHARD_ROWS = 4096
+# A cold executor may need long for its first screen.
+_CALL_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class FeatureIndex:
+    """What a cache holds and where it came from.
+
+    Attributes:
+        feature_spec: What the features are.
+        expert_set: Digest of the experts that were loaded when they were extracted.
+        experts: The experts that records name, in expert-set order: the labels.
+        dataset_digest: sha256 (hex) of the records file.
+        sources: Names of the records' sources.
+        refused_rows: Rows of the file that are no records.
+        shards: File name to sha256 (hex), in order.
+    """
+
+    feature_spec: FeatureSpec
+    expert_set: str
+    experts: tuple[ExpertEntry, ...]
+    dataset_digest: str
+    sources: tuple[str, ...]
+    refused_rows: int
+    shards: dict[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(expert.name for expert in self.experts)
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """A cache in memory; the columns are those of the shards."""
+
+    index: FeatureIndex
+    text: torch.Tensor
+    vision: torch.Tensor
+    label: torch.Tensor
+    image: torch.Tensor
+    source: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def cache_features(
+    records_path: Path,
+    images_root: Path,
+    executor_address: str,
+    out: Path,
+    *,
+    progress: bool = True,
+) -> FeatureIndex:
+    """Extract the features of every record and write them to a directory.
+
+    Args:
+        records_path: JSONL of records, each with its `adapter`.
+        images_root: Folder that the records' image paths are relative to.
+        executor_address: host:port of an executor that has every named expert loaded.
+        out: Directory of the cache; made if it is missing.
+        progress: Show a progress bar.
+
+    Returns:
+        The index, as written.
+
+    Raises:
+        ValueError: A record has no adapter, or one that is not loaded; or there is no record.
+        RuntimeError: The executor changed while features were being extracted.
+        MoloraError: A call failed.
+    """
+    read = read_records(records_path)
+    if not read.records:
+        raise ValueError(f"{records_path} holds no record: {len(read.refused)} rows were refused")
+    # Records of one image in a row: the executor decodes and sees each screen once.
+    records = sorted(read.records, key=lambda record: record.image)
+    out.mkdir(parents=True, exist_ok=True)
+    # Written last, so gone first: a directory without it is no cache.
+    (out / INDEX_FILE).unlink(missing_ok=True)
+    with Molora(executor=executor_address, timeout_s=_CALL_TIMEOUT_S) as client:
+        info = client.server_info()
+        index = FeatureIndex(
+            feature_spec=_feature_spec(info),
+            expert_set=info.expert_set,
+            experts=_named_experts(client, records),
+            dataset_digest=_sha256(records_path.read_bytes()),
+            sources=tuple(sorted({_source(record, records_path) for record in records})),
+            refused_rows=len(read.refused),
+            shards={},
+        )
+        rows = track(
+            _extract(client, records, records_path, images_root, index),
+            description="features",
+            total=len(records),
+            disable=not progress,
+        )
+        for number, shard in enumerate(_in_shards(rows)):
+            name = f"shard-{number:05d}.safetensors"
+            save_file(shard, out / name, metadata={"feature_spec": index.feature_spec.digest})
+            index.shards[name] = _sha256((out / name).read_bytes())
+    (out / INDEX_FILE).write_text(_to_json(index), encoding="utf-8")
+    return index
+
+
+def load_features(directory: Path) -> FeatureTable:
+    """Read a cache.
+
+    Args:
+        directory: What `cache_features` wrote.
+
+    Raises:
+        ValueError: The index or a shard is missing or is not what was written.
+    """
+    try:
+        index = _from_json((directory / INDEX_FILE).read_text(encoding="utf-8"))
+        for name, digest in index.shards.items():
+            if _sha256((directory / name).read_bytes()) != digest:
+                raise ValueError(f"{directory / name} changed since it was written; extract again")
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory} holds no whole feature cache; extract again") from error
+    shards = [load_file(directory / name) for name in index.shards]
+    columns = ("text", "vision", "label", "image", "source")
+    return FeatureTable(
+        index, *(torch.cat([shard[column] for shard in shards]) for column in columns)
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    text: Sequence[float]
+    vision: Sequence[float]
+    label: int
+    image: int
+    source: int
+
+
+def _extract(
+    client: Molora,
+    records: Sequence[Record],
+    records_path: Path,
+    images_root: Path,
+    index: FeatureIndex,
+) -> Iterator[_Row]:
+    path, image, screen = "", 0, ContextRef("")
+    for record in records:
+        if record.image != path:
+            data = (images_root / record.image).read_bytes()
+            digest = hashlib.sha256(data).digest()
+            path, image = record.image, int.from_bytes(digest[:8], "big", signed=True)
+            screen = ContextRef("", data=data)
+        features = client.features(record.prompt, screen)
+        screen = features.context
+        _check_unchanged(features, index)
+        yield _Row(
+            text=features.text,
+            vision=features.vision,
+            label=index.names.index(str(record.adapter)),
+            image=image,
+            source=index.sources.index(_source(record, records_path)),
+        )
+
+
+def _check_unchanged(features: Features, index: FeatureIndex) -> None:
+    found = (features.feature_spec, features.model, features.expert_set)
+    spec = index.feature_spec
+    if found != (spec.digest, spec.base_digest, index.expert_set):
+        raise RuntimeError("the executor changed while features were being extracted; start again")
+
+
+def _in_shards(rows: Iterable[_Row]) -> Iterator[dict[str, torch.Tensor]]:
+    held: list[_Row] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == _SHARD_ROWS:
+            yield _shard(held)
+            held = []
+    if held:
+        yield _shard(held)
+
+
+def _shard(rows: Sequence[_Row]) -> dict[str, torch.Tensor]:
+    kinds = {"text": torch.float32, "vision": torch.float32}
+    return {
+        field.name: torch.tensor(
+            [getattr(row, field.name) for row in rows], dtype=kinds.get(field.name, torch.int64)
+        )
+        for field in dataclasses.fields(_Row)
+    }
+
+
+def _named_experts(client: Molora, records: Sequence[Record]) -> tuple[ExpertEntry, ...]:
+    """The loaded experts that records name, in expert-set order."""
+    unlabelled = sum(not record.adapter for record in records)
+    if unlabelled:
+        raise ValueError(f"{unlabelled} records have no adapter; run `molora data label` first")
+    named = {str(record.adapter) for record in records}
+    loaded = client.experts().experts
+    if missing := sorted(named - {expert.name for expert in loaded}):
+        raise ValueError(f"records name experts that are not loaded: {', '.join(missing)}")
+    return tuple(
+        ExpertEntry(expert.name, expert.digest, expert.label)
+        for expert in loaded
+        if expert.name in named
+    )
+
+
+def _feature_spec(info: ServerInfo) -> FeatureSpec:
+    """The executor's spec, whose digest both sides must compute alike."""
+    stated = dataclasses.asdict(info.feature_spec)
+    digest = stated.pop("digest")
+    spec = FeatureSpec(**stated)
+    if spec.digest != digest:
+        raise RuntimeError("the executor's feature spec has another digest than it states")
+    return spec
+
+
+def _source(record: Record, records_path: Path) -> str:
+    """The group a record belongs to; a file that says nothing is one source."""
+    return str(record.metadata.get("source", records_path.stem))
+
+
+def _to_json(index: FeatureIndex) -> str:
+    content = dataclasses.asdict(index) | {"feature_spec_digest": index.feature_spec.digest}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def _from_json(text: str) -> FeatureIndex:
+    content: dict[str, Any] = json.loads(text)
+    if content.pop("feature_spec_digest") != FeatureSpec(**content["feature_spec"]).digest:
+        raise ValueError("the feature spec changed since the features were extracted")
+    return FeatureIndex(
+        feature_spec=FeatureSpec(**content.pop("feature_spec")),
+        experts=tuple(ExpertEntry(**expert) for expert in content.pop("experts")),
+        sources=tuple(content.pop("sources")),
+        **content,
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

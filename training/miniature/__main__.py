@@ -1,0 +1,76 @@
+"""`make miniature`: base, experts and router, from nothing to `miniature/`.
+
+Knows the order of the steps and that a stopped run goes on where it left off; each step is a
+module of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from training.data.synthesize import synthesize
+from training.miniature.base import pretrain
+from training.miniature.experts import RECIPES, train_expert
+from training.miniature.router import train_router
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES_SEED = 20_261
+console = Console()
+
+
+def main() -> None:
+    """Runs every step that is not done yet, then publishes."""
+    arguments = _arguments()
+    work: Path = arguments.work
+    base = _timed("base", lambda: pretrain(work, steps=arguments.base_steps, seed=arguments.seed))
+    for name in RECIPES:
+        train = partial(
+            train_expert, name, base, work, steps=arguments.expert_steps, seed=arguments.seed
+        )
+        _timed(f"expert {name}", train)
+    _timed("router", lambda: train_router(base, work / "experts", work, seed=arguments.seed))
+    publish(work, arguments.out)
+    console.print(f"The miniature is in {arguments.out}; try it with: make demo")
+
+
+def publish(work: Path, out: Path) -> None:
+    """Copies the trained parts to `out` and draws the sample set beside them."""
+    for part in ("base", "experts", "router"):
+        shutil.rmtree(out / part, ignore_errors=True)
+        shutil.copytree(work / part, out / part)
+    if not (out / "samples").exists():
+        synthesize(
+            out / "samples",
+            images_per_kind=12,
+            tasks_per_image=5,
+            seed=SAMPLES_SEED,
+            shares={"train": 0.4, "held_out": 0.6},
+        )
+
+
+def _timed(title: str, step: Callable[[], Path]) -> Path:
+    started = time.monotonic()
+    made = step()
+    console.print(f"{title}: {(time.monotonic() - started) / 60:.1f} min")
+    return made
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training.miniature", description=__doc__)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "miniature")
+    parser.add_argument("--out", type=Path, default=ROOT / "miniature")
+    parser.add_argument("--base-steps", type=int, default=2200)
+    parser.add_argument("--expert-steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Trains the miniature's experts: one PEFT LoRA per kind of screen, on that screen's tasks.
+
+Knows PEFT and the experts' tasks; does not know how the base was made.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+from executor_service.model.prompt import PromptBuilder
+from executor_service.model.screen import ScreenReader
+from training.data.calls import format_calls
+from training.miniature.base import EXPERT_SYSTEMS
+from training.miniature.fit import Fit, FitConfig
+from training.miniature.stream import Draw, ScreenStream, Source, in_background
+from training.packing import QuestionAnswer
+from training.screens.calendar import draw_calendar
+from training.screens.claim_window import draw_claim_window
+from training.screens.tasks import tasks_for
+
+LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class ExpertRecipe:
+    """One expert of the miniature."""
+
+    label: int
+    rank: int
+    draw: Draw
+    rows: int
+
+
+RECIPES = {
+    "calendar": ExpertRecipe(label=0, rank=8, draw=draw_calendar, rows=8),
+    "claim-window": ExpertRecipe(label=1, rank=16, draw=draw_claim_window, rows=5),
+}
+
+
+def train_expert(name: str, base: Path, work: Path, *, steps: int, seed: int) -> Path:
+    """Trains one expert, or goes on where a stopped run left off.
+
+    Args:
+        name: Key of `RECIPES`.
+        base: The pretrained checkpoint.
+        work: Folder of the run.
+        steps: Optimiser steps.
+        seed: Of adapter weights and screens.
+
+    Returns:
+        The expert's directory: `adapter/` as PEFT writes it, and `expert.json`.
+    """
+    recipe, out = RECIPES[name], work / "experts" / name
+    if (out / "expert.json").exists():
+        return out
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(seed)
+    adapted = get_peft_model(model, lora_config(model, recipe.rank))
+    fit = Fit(
+        adapted,
+        model.model,
+        model.lm_head,
+        FitConfig(steps=steps, learning_rate=2e-3, warmup=30),
+        work / f"{name}-state",
+        pad_id=tokenizer.pad_token_id,
+    )
+    source = Source(recipe.draw, ask_tasks, recipe.rows, 16, (EXPERT_SYSTEMS[name],))
+    stream = ScreenStream(
+        ScreenReader(base),
+        PromptBuilder(tokenizer),
+        [source],
+        seed=seed + 1_000_003 * (fit.step + 1),
+    )
+    fit.run(in_background(stream), sources=1, title=name)
+    adapted.peft_config["default"].base_model_name_or_path = "molora/miniature"
+    adapted.save_pretrained(str(out / "adapter"))
+    (out / "adapter" / "README.md").unlink(missing_ok=True)
+    about = {
+        "label": recipe.label,
+        "system_prompt": EXPERT_SYSTEMS[name],
+        "task_types": sorted(_task_types(recipe.draw)),
+    }
+    (out / "expert.json").write_text(json.dumps(about, indent=2) + "\n")
+    return out
+
+
+def lora_config(model: torch.nn.Module, rank: int) -> LoraConfig:
+    """LoRA on every LLM linear, on the tower's attention outputs and on its patch embedding.
+
+    As the user's trainer writes it: full module paths, alpha = 2r, half the rank in the tower.
+    """
+    names = [name for name, _ in model.named_modules()]
+    language = [name for name in names if name.rsplit(".", 1)[-1] in LLM_LINEARS]
+    vision = [
+        name
+        for name in names
+        if name.endswith("visual.patch_embed.proj")
+        or (".visual.blocks." in name and name.endswith(".attn.proj"))
+    ]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=[*language, *vision],
+        rank_pattern=dict.fromkeys(vision, rank // 2),
+        alpha_pattern=dict.fromkeys(vision, rank),
+        task_type="CAUSAL_LM",
+    )
+
+
+def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswer]:
+    """Tasks of a drawn screen, each kind equally often."""
+    by_type: dict[str, list[QuestionAnswer]] = {}
+    for task in tasks_for(screen, rng):
+        pair = QuestionAnswer(task.prompt, format_calls(task.calls))
+        by_type.setdefault(task.task_type, []).append(pair)
+    return [rng.choice(by_type[rng.choice(list(by_type))]) for _ in range(count)]
+
+
+def _task_types(draw: Callable[[random.Random], Any]) -> set[str]:
+    rng = random.Random(0)  # noqa: S311 - drawings, not secrets
+    return {task.task_type for _ in range(20) for task in tasks_for(draw(rng), rng)}

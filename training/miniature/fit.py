@@ -1,0 +1,161 @@
+"""The training loop that the base and the experts share.
+
+Knows batches, optimiser and checkpoints on disk; does not know what a screen shows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from training.packing import IGNORED, PackedBatch, PackedRow, answer_loss, collate
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast to learn."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    clip: float = 1.0
+    save_every: int = 200
+
+
+@dataclass
+class Fit:
+    """A model with its optimiser; resumes from `folder` if it holds a state.
+
+    Args:
+        model: Anything whose trainable parameters are to be fitted.
+        backbone: The `Qwen3VLModel` in it.
+        head: The LM head.
+        folder: Where states are kept.
+    """
+
+    model: nn.Module
+    backbone: Qwen3VLModel
+    head: nn.Module
+    config: FitConfig
+    folder: Path
+    pad_id: int
+    step: int = 0
+    _optimiser: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.AdamW(
+            trainable, lr=self.config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        if self._state_file.exists():
+            state = torch.load(self._state_file, weights_only=True)
+            self.model.load_state_dict(state["trained"], strict=False)
+            self._optimiser.load_state_dict(state["optimiser"])
+            self.step = state["step"]
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "state.pt"
+
+    def run(self, turns: Iterator[list[PackedRow]], *, sources: int, title: str) -> None:
+        """Trains up to `config.steps`, one optimiser step per `sources` turns."""
+        self.model.train()
+        torch.set_num_threads(os.cpu_count() or 1)
+        with _progress() as progress:
+            bar = progress.add_task(title, total=self.config.steps, completed=self.step, note="")
+            while self.step < self.config.steps:
+                losses, exacts = self._one_step(turns, sources)
+                self.step += 1
+                note = "  ".join(
+                    f"loss {loss:.3f} exact {exact:.0%}"
+                    for loss, exact in zip(losses, exacts, strict=True)
+                )
+                progress.update(bar, completed=self.step, note=note)
+                if self.step % 50 == 0:
+                    progress.console.print(f"{title} step {self.step}: {note}", highlight=False)
+                if self.step % self.config.save_every == 0:
+                    self.save()
+        self.save()
+        self.model.eval()
+
+    def save(self) -> None:
+        """Writes parameters, optimiser and step, atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        named = self.model.named_parameters()
+        trained = {name: p.detach() for name, p in named if p.requires_grad}
+        state = {
+            "step": self.step,
+            "trained": trained,
+            "optimiser": self._optimiser.state_dict(),
+        }
+        partial = self._state_file.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._state_file)
+
+    def _one_step(
+        self, turns: Iterator[list[PackedRow]], sources: int
+    ) -> tuple[list[float], list[float]]:
+        """One optimiser step; returns loss (nats per token) and exact share of each source."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.config.learning_rate * self._schedule()
+        losses, exacts = [], []
+        for _ in range(sources):
+            batch = collate(next(turns), pad_id=self.pad_id)
+            vision = self.backbone.get_image_features(
+                batch.pixel_values, batch.image_grid_thw, return_dict=True
+            )
+            # bfloat16 products halve the decoder's time on a CPU; in the tower, whose attention
+            # runs over a thousand patches, its backward pass would double it.
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = self.backbone(
+                    input_ids=batch.input_ids,
+                    position_ids=batch.position_ids,
+                    attention_mask=batch.attention_mask,
+                    mm_encoder_outputs={"image": vision},
+                    use_cache=False,
+                ).last_hidden_state
+                loss = answer_loss(hidden, self.head, batch.labels)
+                exacts.append(exact_share(hidden, self.head, batch))
+            (loss / sources).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        return losses, exacts
+
+    def _schedule(self) -> float:
+        """Linear warm-up, then cosine down to a hundredth."""
+        if self.step < self.config.warmup:
+            return (self.step + 1) / self.config.warmup
+        done = (self.step - self.config.warmup) / max(1, self.config.steps - self.config.warmup)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def exact_share(hidden: torch.Tensor, head: nn.Module, batch: PackedBatch) -> float:
+    """Share of answers of which every token is the most likely one (what greedy would write)."""
+    learnt = batch.labels != IGNORED
+    right = head(hidden[learnt]).argmax(-1) == batch.labels[learnt]
+    # An answer's labels are consecutive; a gap starts the next one.
+    places = learnt.flatten().nonzero().flatten()
+    answer = torch.cat([places.new_zeros(1), (places.diff() > 1).long().cumsum(0)])
+    wrong = torch.zeros(int(answer[-1]) + 1).index_add_(0, answer, (~right).float())
+    return float((wrong == 0).float().mean())
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )

@@ -1,0 +1,167 @@
+"""Packs many question-answer pairs about one screen into one row.
+
+Knows token ids, positions and masks; does not know what is asked or which weights train.
+
+A row is the shared prefix (system prompt and screen) followed by one branch per question. A branch
+sees the prefix and itself, never another branch, and its positions go on from the prefix: each
+branch is computed exactly as if it stood alone, while the screen is paid for once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from executor_service.model.prompt import PromptBuilder
+from executor_service.model.screen import PixelInput
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class QuestionAnswer:
+    """One supervised pair; the answer is learnt, the question is context."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One screen with its branches, before padding.
+
+    `ids`, `labels` and `branch` have length T; `positions` is [3, T] (M-RoPE). A branch of 0 is the
+    prefix. A label stands at the position that predicts it.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    branch: torch.Tensor
+    positions: torch.Tensor
+    screen: PixelInput
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Padded rows, as keyword arguments of `Qwen3VLModel.forward` plus the labels."""
+
+    input_ids: torch.Tensor  # [rows, T]
+    labels: torch.Tensor  # [rows, T]
+    position_ids: torch.Tensor  # [3, rows, T]
+    attention_mask: torch.Tensor  # [rows, 1, T, T], bool
+    pixel_values: torch.Tensor  # [patches of all rows, dim]
+    image_grid_thw: torch.Tensor  # [rows, 3]
+
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        """The forward's keyword arguments."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": self.attention_mask,
+            "pixel_values": self.pixel_values,
+            "image_grid_thw": self.image_grid_thw,
+        }
+
+
+def pack_row(
+    builder: PromptBuilder,
+    screen: PixelInput,
+    pairs: Sequence[QuestionAnswer],
+    *,
+    system: str | None,
+) -> PackedRow:
+    """One screen and its questions as one row.
+
+    Args:
+        builder: Of the checkpoint.
+        screen: The preprocessed screen.
+        pairs: At least one.
+        system: System prompt shared by the branches.
+
+    Returns:
+        The unpadded row.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    branch: list[int] = []
+    positions: list[torch.Tensor] = []
+    for number, pair in enumerate(pairs, start=1):
+        prompt = builder.build(
+            system=system,
+            history=(),
+            text=pair.question,
+            image_tokens=screen.image_tokens,
+            trusted_system=True,
+        )
+        split = prompt.image_start + prompt.image_tokens + 1
+        if not ids:
+            ids += prompt.ids[:split]
+            labels += [IGNORED] * split
+            branch += [0] * split
+            positions.append(_prefix_positions(prompt.image_start, screen))
+        question = list(prompt.ids[split:])
+        answer = [*builder.encode_answer(pair.answer), builder.end_of_turn]
+        ids += [*question, *answer[:-1]]
+        labels += [IGNORED] * (len(question) - 1) + answer
+        length = len(question) + len(answer) - 1
+        branch += [number] * length
+        start = int(positions[0][:, -1].max()) + 1
+        positions.append(torch.arange(start, start + length).expand(3, -1))
+    return PackedRow(
+        torch.tensor(ids),
+        torch.tensor(labels),
+        torch.tensor(branch),
+        torch.cat(positions, dim=1),
+        screen,
+    )
+
+
+def _prefix_positions(image_start: int, screen: PixelInput) -> torch.Tensor:
+    """M-RoPE positions of text, image and the vision end token, [3, prefix length]."""
+    frames, rows, columns = screen.grid_thw
+    merge = math.isqrt(frames * rows * columns // screen.image_tokens)
+    rows, columns = rows // merge, columns // merge
+    text = torch.arange(image_start).expand(3, -1)
+    grid = torch.cartesian_prod(torch.arange(frames), torch.arange(rows), torch.arange(columns))
+    end = torch.full((3, 1), image_start + max(rows, columns))
+    return torch.cat([text, image_start + grid.T, end], dim=1)
+
+
+def collate(rows: Sequence[PackedRow], *, pad_id: int) -> PackedBatch:
+    """Pads rows on the right and builds the block mask."""
+    length = max(len(row.ids) for row in rows)
+
+    def pad(values: torch.Tensor, value: int) -> torch.Tensor:
+        return F.pad(values, (0, length - values.shape[-1]), value=value)
+
+    branch = torch.stack([pad(row.branch, -1) for row in rows])  # [rows, T]
+    own = branch[:, :, None] == branch[:, None, :]
+    prefix = branch[:, None, :] == 0
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return PackedBatch(
+        input_ids=torch.stack([pad(row.ids, pad_id) for row in rows]),
+        labels=torch.stack([pad(row.labels, IGNORED) for row in rows]),
+        position_ids=torch.stack([pad(row.positions, 0) for row in rows], dim=1),
+        attention_mask=((own | prefix) & causal)[:, None],
+        pixel_values=torch.cat([row.screen.pixel_values for row in rows]),
+        image_grid_thw=torch.tensor([row.screen.grid_thw for row in rows]),
+    )
+
+
+def answer_loss(hidden: torch.Tensor, head: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy over the answers' tokens only.
+
+    Args:
+        hidden: Last hidden state, [rows, T, hidden].
+        head: The LM head.
+        labels: [rows, T]; `IGNORED` where nothing is learnt.
+
+    Returns:
+        Mean loss in nats per token.
+    """
+    learnt = labels != IGNORED
+    return F.cross_entropy(head(hidden[learnt]).float(), labels[learnt])

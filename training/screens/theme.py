@@ -1,0 +1,128 @@
+"""Colours and fonts that screens are drawn with; knows no layout."""
+
+from __future__ import annotations
+
+import functools
+import io
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageFont
+
+FONTS = Path(__file__).resolve().parent / "fonts"
+
+_FILES = {
+    ("dejavu", False): "DejaVuSans.ttf",
+    ("dejavu", True): "DejaVuSans-Bold.ttf",
+    ("roboto", False): "Roboto-Regular.ttf",
+    ("roboto", True): "Roboto-Bold.ttf",
+}
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Named colours of a window, as `#rrggbb`."""
+
+    name: str
+    window: str
+    panel: str
+    header: str
+    border: str
+    text: str
+    faint: str
+    accent: str
+    on_accent: str
+    button: str
+
+
+@dataclass(frozen=True)
+class Theme:
+    """A palette and a font family.
+
+    Args:
+        palette: The colours.
+        family: `dejavu` or `roboto`.
+    """
+
+    palette: Palette
+    family: str
+
+    @property
+    def name(self) -> str:
+        """E.g. `dark-dejavu`."""
+        return f"{self.palette.name}-{self.family}"
+
+    def font(self, size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+        """The theme's font at a size in pixels."""
+        # DejaVu's glyphs are about a tenth larger than Roboto's at the same nominal size.
+        nominal = size_px if self.family == "dejavu" else round(size_px * 1.1)
+        return _load_font(_FILES[self.family, bold], nominal)
+
+
+@functools.lru_cache(maxsize=128)
+def _load_font(file: str, size_px: int) -> ImageFont.FreeTypeFont:
+    # The basic layout engine is in every Pillow build, so a seed draws the same pixels everywhere.
+    return ImageFont.truetype(FONTS / file, size_px, layout_engine=ImageFont.Layout.BASIC)
+
+
+_LIGHT = Palette(
+    "light", "#f7f7f7", "#ffffff", "#ececec", "#b4b4b4", "#101010", "#c8c8c8", "#1f6fc4",
+    "#ffffff", "#e6e6e6",
+)  # fmt: skip
+_CLASSIC = Palette(
+    "classic", "#d4d0c8", "#ffffff", "#c4c0b8", "#808080", "#000000", "#c0bcb4", "#0a246a",
+    "#ffffff", "#d4d0c8",
+)  # fmt: skip
+_BLUE = Palette(
+    "blue", "#dce8f6", "#f4f9ff", "#b9d1ec", "#6f95c0", "#0a1f3c", "#bccbdc", "#c2410c",
+    "#ffffff", "#c9dcf2",
+)  # fmt: skip
+_DARK = Palette(
+    "dark", "#26282c", "#1a1b1e", "#34373d", "#5c6068", "#f4f4f4", "#55585e", "#4f9df5",
+    "#000000", "#3d4148",
+)  # fmt: skip
+_SEPIA = Palette(
+    "sepia", "#efe6d2", "#faf4e4", "#e0d2b0", "#a8946a", "#35270f", "#d2c6a6", "#8a3b12",
+    "#ffffff", "#e4d8ba",
+)  # fmt: skip
+_FOREST = Palette(
+    "forest", "#1f2f28", "#15211c", "#2c4438", "#587a68", "#eef8f0", "#4a6054", "#e0b040",
+    "#101010", "#34503f",
+)  # fmt: skip
+
+THEMES: tuple[Theme, ...] = tuple(
+    Theme(palette, family)
+    for palette in (_LIGHT, _CLASSIC, _BLUE, _DARK)
+    for family in ("dejavu", "roboto")
+)
+"""What training screens are drawn with."""
+
+UNSEEN_THEMES: tuple[Theme, ...] = (Theme(_SEPIA, "roboto"), Theme(_FOREST, "dejavu"))
+"""Held back: no training split uses them, so they show what a model does on a new look."""
+
+
+def pick_theme(rng: random.Random) -> Theme:
+    """Draws one of the training themes."""
+    return rng.choice(THEMES)
+
+
+def add_jpeg_noise(image: Image.Image, rng: random.Random, *, share: float) -> Image.Image:
+    """Passes a share of the images through JPEG at quality 60-95.
+
+    Args:
+        image: RGB.
+        rng: Consumed by the same amount whether or not the image is changed.
+        share: Probability of the round trip.
+
+    Returns:
+        The image itself, or what JPEG left of it, RGB.
+    """
+    roll, quality = rng.random(), rng.randint(60, 95)
+    if roll >= share:
+        return image
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    buffer.seek(0)
+    with Image.open(buffer, formats=("JPEG",)) as noisy:
+        return noisy.convert("RGB")

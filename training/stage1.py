@@ -1,0 +1,263 @@
+"""Stage 1: the router's head on cached features, by cross-entropy, then its temperature.
+
+Knows features and labels; knows neither the executor nor the bundle's files.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import nn
+from torch.nn import functional as F
+
+from router_service.core import Calibration, Mode, ModeSetting
+from training.calibration import expected_calibration_error, fit_temperature, log_loss
+from training.features import FeatureIndex, FeatureTable, load_features
+
+# From this mean confidence on held-out cases, the heaviest expert alone is as good as the mixture.
+SHARP_CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """How a head is trained.
+
+    Attributes:
+        seed: Of splits, weights, batches and dropout.
+        width: Of each projection and of the hidden layer.
+        dropout: Probability that a hidden unit is dropped while training.
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+        batch_rows: Rows in a step.
+        max_epochs: Passes over the training split at most.
+        patience_epochs: Passes without a lower validation loss before training stops.
+        validation_share: Share of the images that decide when to stop.
+        held_out_share: Share of the images for the temperature and the reported accuracy.
+    """
+
+    seed: int = 0
+    width: int = 128
+    dropout: float = 0.1
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    batch_rows: int = 256
+    max_epochs: int = 300
+    patience_epochs: int = 30
+    validation_share: float = 0.15
+    held_out_share: float = 0.2
+
+
+class RouterHead(nn.Module):
+    """Features to logits: each part normalised and projected, then two layers over both.
+
+    Args:
+        text_dim: Size of the text features.
+        vision_dim: Size of the vision features.
+        experts: Number of logits.
+        width: Of each projection and of the hidden layer.
+        dropout: On the joined parts and on the hidden layer.
+    """
+
+    def __init__(
+        self, text_dim: int, vision_dim: int, experts: int, width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.text = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, width))
+        self.vision = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, width))
+        self.mix = nn.Sequential(
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, experts),
+        )
+
+    def forward(self, text: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+        """Logits [n, K] of text [n, text_dim] and vision [n, vision_dim]."""
+        joined = torch.cat([self.text(text), self.vision(vision)], dim=1)  # [n, 2 * width]
+        logits: torch.Tensor = self.mix(joined)
+        return logits
+
+
+@dataclass(frozen=True)
+class Stage1Result:
+    """A trained head, in eval mode, and all that its bundle states.
+
+    Attributes:
+        accuracy: Split name (train, validation, held_out) to accuracy.
+        cases: Split name to number of rows.
+        temperature: Fitted on the held-out split.
+        mode: The default mode that the held-out confidences allow.
+    """
+
+    head: RouterHead
+    index: FeatureIndex
+    config: Stage1Config
+    temperature: float
+    calibration: Calibration
+    mode: ModeSetting
+    cases: Mapping[str, int]
+    accuracy: Mapping[str, float]
+
+
+def train_stage1(
+    features_dir: Path, *, config: Stage1Config | None = None, progress: bool = True
+) -> Stage1Result:
+    """Train a head on a feature cache. The same cache and config give the same head.
+
+    Args:
+        features_dir: What `cache_features` wrote.
+        config: How to train; None for the defaults.
+        progress: Show a progress bar.
+
+    Returns:
+        The head with the lowest validation loss, calibrated.
+
+    Raises:
+        ValueError: The cache is not whole, or some expert has fewer than three images.
+    """
+    config = config or Stage1Config()
+    table = load_features(features_dir)
+    splits = split_by_image(table, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        head = _train(table, splits, config, progress)
+    logits = {name: head_logits(head, table, rows) for name, rows in splits.items()}
+    held_out, labels = logits["held_out"], table.label[splits["held_out"]]
+    temperature = fit_temperature(held_out, labels)
+    return Stage1Result(
+        head=head,
+        index=table.index,
+        config=config,
+        temperature=temperature,
+        calibration=_calibration(held_out, labels, temperature),
+        mode=default_mode(held_out, temperature),
+        cases={name: len(rows) for name, rows in splits.items()},
+        accuracy={
+            name: float((logits[name].argmax(dim=1) == table.label[rows]).double().mean())
+            for name, rows in splits.items()
+        },
+    )
+
+
+def split_by_image(table: FeatureTable, config: Stage1Config) -> dict[str, torch.Tensor]:
+    """Row indices of `train`, `validation` and `held_out`: no image is in two of them.
+
+    Each expert's images are split by the same shares, at least one image each. An image that
+    serves several experts counts for the first row's.
+
+    Raises:
+        ValueError: An expert has fewer than three images.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    images, image_of_row = torch.unique(table.image, return_inverse=True)
+    expert_of_image = torch.empty(len(images), dtype=torch.int64)
+    # Written backwards, so that the first row of an image is what stays.
+    expert_of_image[image_of_row.flip(0)] = table.label.flip(0)
+    split_of_image = torch.zeros(len(images), dtype=torch.int64)
+    for number, name in enumerate(table.index.names):
+        own = (expert_of_image == number).nonzero().flatten()
+        if len(own) < 3:
+            raise ValueError(f"{name} has {len(own)} images; three are the least that can be split")
+        own = own[torch.randperm(len(own), generator=generator)]
+        validation = max(1, round(len(own) * config.validation_share))
+        held_out = max(1, round(len(own) * config.held_out_share))
+        split_of_image[own[:validation]] = 1
+        split_of_image[own[validation : validation + held_out]] = 2
+    split_of_row = split_of_image[image_of_row]
+    names = ("train", "validation", "held_out")
+    return {name: (split_of_row == number).nonzero().flatten() for number, name in enumerate(names)}
+
+
+def head_logits(head: RouterHead, table: FeatureTable, rows: torch.Tensor) -> torch.Tensor:
+    """Logits [n, K] of some rows, without dropout or gradient."""
+    head.eval()
+    with torch.inference_mode():
+        logits: torch.Tensor = head(table.text[rows], table.vision[rows])
+    return logits
+
+
+def default_mode(logits: torch.Tensor, temperature: float) -> ModeSetting:
+    """TOP1 where the held-out gates are sharp, else SOFT, and why.
+
+    Args:
+        logits: [n, K] of the held-out split.
+        temperature: The fitted one.
+    """
+    confidence = float(torch.softmax(logits / temperature, dim=1).max(dim=1).values.mean())
+    sharp = confidence >= SHARP_CONFIDENCE
+    return ModeSetting(
+        Mode.TOP1 if sharp else Mode.SOFT,
+        f"mean confidence on {len(logits)} held-out cases is {confidence:.3f}, "
+        f"{'at least' if sharp else 'below'} {SHARP_CONFIDENCE}",
+    )
+
+
+def _train(
+    table: FeatureTable,
+    splits: Mapping[str, torch.Tensor],
+    config: Stage1Config,
+    progress: bool,
+) -> RouterHead:
+    spec, experts = table.index.feature_spec, len(table.index.experts)
+    head = RouterHead(spec.text_dim, spec.vision_dim, experts, config.width, config.dropout)
+    weights = class_weights(table.label[splits["train"]], experts)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    best, best_loss, waited = copy.deepcopy(head.state_dict()), float("inf"), 0
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("stage 1", total=config.max_epochs)
+        for _ in range(config.max_epochs):
+            _epoch(head, optimizer, table, splits["train"], weights, config.batch_rows)
+            logits = head_logits(head, table, splits["validation"])
+            loss = float(F.cross_entropy(logits, table.label[splits["validation"]], weights))
+            bar.update(task, advance=1, description=f"stage 1: validation loss {loss:.4f}")
+            waited += 1
+            if loss < best_loss:
+                best, best_loss, waited = copy.deepcopy(head.state_dict()), loss, 0
+            if waited >= config.patience_epochs:
+                break
+    head.load_state_dict(best)
+    return head.eval()
+
+
+def _epoch(
+    head: RouterHead,
+    optimizer: torch.optim.Optimizer,
+    table: FeatureTable,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    batch_rows: int,
+) -> None:
+    head.train()
+    for batch in torch.split(rows[torch.randperm(len(rows))], batch_rows):
+        loss = F.cross_entropy(
+            head(table.text[batch], table.vision[batch]), table.label[batch], weights
+        )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def class_weights(labels: torch.Tensor, experts: int) -> torch.Tensor:
+    """Weights [K] under which every expert counts alike, however many rows it has."""
+    counts = torch.bincount(labels, minlength=experts).clamp(min=1)
+    return len(labels) / (experts * counts.float())
+
+
+def _calibration(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> Calibration:
+    return Calibration(
+        method="temperature scaling on the held-out split, Platt targets",
+        cases=len(labels),
+        log_loss_before=log_loss(logits, labels, 1.0),
+        log_loss_after=log_loss(logits, labels, temperature),
+        ece_before=expected_calibration_error(logits, labels, 1.0),
+        ece_after=expected_calibration_error(logits, labels, temperature),
+    )
