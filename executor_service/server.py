@@ -6,15 +6,20 @@ Knows the order of starting and stopping; knows no rule of any room.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc
+import structlog
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from executor_service.engine.contexts import ContextCache
 from executor_service.engine.detokenizer import TokenBytes
 from executor_service.engine.engine import Engine
-from executor_service.engine.inputs import Tools
+from executor_service.engine.failures import loading_expert
+from executor_service.engine.inputs import Context, Tools
 from executor_service.engine.registry import ExpertRegistry
 from executor_service.engine.scheduler import Scheduler
 from executor_service.engine.work import Facts, Limits
@@ -43,6 +48,8 @@ from service_chassis.errors import ServiceError
 from service_chassis.health import Health
 from service_chassis.metrics import ServerMetrics
 from service_chassis.server import StartupError, serve
+
+_log = structlog.get_logger()
 
 NAME = "executor"
 SERVICES = (EXECUTOR, EXPERT_ADMIN)
@@ -90,6 +97,8 @@ class ExecutorProcess:
         except NotLoadable as error:
             raise StartupError(str(error), exit_code=3) from error
         health.set_serving(True)
+        names = [state.identity.name for state in self._engine.experts()]
+        _log.info("serving", device=self._engine.facts.device, experts=names)
         await self._engine.ended()
         # The supervisor's restart is the only honest recovery.
         health.set_serving(False)
@@ -141,10 +150,12 @@ async def build_engine(settings: ExecutorSettings) -> Engine:
         NotLoadable: The model or an expert cannot be used; the text is for the operator.
     """
     scheduler: Scheduler[Job] = Scheduler(queue_length=settings.queue_length, slots=settings.slots)
+    # Before the model: a wrong path should not have to wait for its weights.
+    locations = _find_experts(settings)
     worker = Worker(scheduler)
     try:
         model = await worker.call(lambda: _load_model(settings))
-        registry = await _load_experts(settings, model, worker)
+        registry = await _load_experts(model, worker, locations)
         return _assemble(settings, model, registry, scheduler, worker)
     except BaseException:
         await worker.stop()
@@ -155,30 +166,42 @@ def _no_checkpoint(model: Path) -> str:
     return f"{model} holds no config.json; name a checkpoint directory with --model"
 
 
-def _load_model(settings: ExecutorSettings) -> GatedModel:
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
-    return GatedModel.load(settings.model, device=device, dtype=getattr(torch, dtype))
-
-
-async def _load_experts(
-    settings: ExecutorSettings, model: GatedModel, worker: Worker
-) -> ExpertRegistry:
-    """Every expert that the settings name, probed one by one, then all as one set."""
+def _find_experts(settings: ExecutorSettings) -> list[ExpertLocation]:
     try:
-        locations = discover_experts(
+        return discover_experts(
             settings.effective_experts_root, settings.lora_modules, lora_environment()
         )
     except ServiceError as error:
         raise NotLoadable(error.message) from error
+
+
+def _load_model(settings: ExecutorSettings) -> GatedModel:
+    has_cuda = torch.cuda.is_available()
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if has_cuda else "cpu"
+    if device == "cuda" and not has_cuda:
+        raise NotLoadable("torch finds no CUDA device here; use --device cpu or auto")
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    # Standard error holds one JSON line per event and nothing else.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        return GatedModel.load(settings.model, device=device, dtype=getattr(torch, dtype))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise NotLoadable(f"the model does not fit into the memory of {device}") from error
+
+
+async def _load_experts(
+    model: GatedModel, worker: Worker, locations: Sequence[ExpertLocation]
+) -> ExpertRegistry:
+    """Every expert of the start-up set, probed one by one, then all as one set."""
     loaded: list[LoadedExpert] = []
     for location in locations:
         try:
-            loaded.append(await worker.call(lambda at=location: load_expert(model, at)))
+            with loading_expert():
+                loaded.append(await worker.call(partial(load_expert, model, location)))
         except ServiceError as error:
             raise NotLoadable(f"expert {location.name}: {error.message}") from error
     try:
@@ -202,20 +225,10 @@ def _assemble(
     scheduler: Scheduler[Job],
     worker: Worker,
 ) -> Engine:
-    context_tokens = int(model.config.text_config.max_position_embeddings)
-    screens = ScreenLimits(
-        max_bytes=settings.max_screen_bytes, max_pixels=settings.max_screen_pixels
+    tools = _tools(settings, model)
+    contexts: ContextCache[Context] = ContextCache(
+        max_bytes=settings.context_bytes, ttl_s=settings.context_ttl_s
     )
-    tools = Tools(
-        model=model,
-        reader=ScreenReader(settings.model, screens),
-        prompts=PromptBuilder(model.tokenizer),
-        vocabulary=TokenBytes(model.tokenizer.backend_tokenizer),
-        system_prompt=settings.system_prompt,
-        max_prompt_tokens=min(settings.max_prompt_tokens, context_tokens),
-        context_tokens=context_tokens,
-    )
-    contexts = ContextCache(max_bytes=settings.context_bytes, ttl_s=settings.context_ttl_s)
     return Engine(
         facts=_facts(settings, model, tools),
         tools=tools,
@@ -227,6 +240,30 @@ def _assemble(
     )
 
 
+def _tools(settings: ExecutorSettings, model: GatedModel) -> Tools:
+    screens = ScreenLimits(
+        max_bytes=settings.max_screen_bytes, max_pixels=settings.max_screen_pixels
+    )
+    try:
+        reader = ScreenReader(settings.model, screens)
+        prompts = PromptBuilder(model.tokenizer)
+    except (OSError, ValueError) as error:
+        raise NotLoadable(
+            "tokenizer.json or preprocessor_config.json of the model is missing or not that of a "
+            "Qwen3-VL; copy the checkpoint again"
+        ) from error
+    context_tokens = int(model.config.text_config.max_position_embeddings)
+    return Tools(
+        model=model,
+        reader=reader,
+        prompts=prompts,
+        vocabulary=TokenBytes(model.tokenizer.backend_tokenizer),
+        system_prompt=settings.system_prompt,
+        max_prompt_tokens=min(settings.max_prompt_tokens, context_tokens),
+        context_tokens=context_tokens,
+    )
+
+
 def _facts(settings: ExecutorSettings, model: GatedModel, tools: Tools) -> Facts:
     try:
         spec = model.feature_spec(
@@ -235,13 +272,18 @@ def _facts(settings: ExecutorSettings, model: GatedModel, tools: Tools) -> Facts
             vision_source=settings.vision_source,
         )
     except ValueError as error:
-        raise NotLoadable(str(error)) from error
+        raise NotLoadable(f"--feature-layer {settings.feature_layer}: {error}") from error
     return Facts(
         model=model.base_digest,
         spec=spec,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        backends={"attention": "sdpa", "gated": "stacked", "decode": "eager"},
+        backends={
+            "attention": "sdpa",
+            "gated": "stacked",
+            "decode": "eager",
+            "image_processor": "pil",
+        },
         limits=Limits(
             max_prompt_tokens=tools.max_prompt_tokens,
             max_new_tokens=settings.max_new_tokens,

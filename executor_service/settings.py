@@ -17,6 +17,8 @@ from service_chassis.settings import FieldError, ServerSettings
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "miniature"
 _MODULE_PREFIX = "LORA_"
+# GetServerInfo tells limits as uint32.
+_LARGEST = 2**32 - 1
 
 
 class ExecutorSettings(ServerSettings):
@@ -44,21 +46,21 @@ class ExecutorSettings(ServerSettings):
     """How the instruction's tokens become one vector."""
     vision_source: Literal["tower", "deepstack", "fused"] = "tower"
     """Which vision features the router gets."""
-    queue_length: int = Field(default=64, ge=1)
+    queue_length: int = Field(default=64, ge=1, le=_LARGEST)
     """Requests that may wait; more are refused with a delay to retry after."""
     slots: int = Field(default=8, ge=1)
     """Answers that are generated at once; the next ones wait."""
-    max_prompt_tokens: int = Field(default=8192, ge=1)
+    max_prompt_tokens: int = Field(default=8192, ge=1, le=_LARGEST)
     """Longest prompt, image tokens included; the model's own limit may be lower."""
-    max_new_tokens: int = Field(default=512, ge=1)
+    max_new_tokens: int = Field(default=512, ge=1, le=_LARGEST)
     """Longest answer; also that of a request that asks for none."""
-    context_bytes: int = Field(default=512 * 2**20, ge=1)
+    context_bytes: int = Field(default=512 * 2**20, ge=1, le=_LARGEST)
     """What all held screens together may keep in memory, in bytes."""
-    context_ttl_s: int = Field(default=300, ge=1)
+    context_ttl_s: int = Field(default=300, ge=1, le=_LARGEST)
     """How long a screen is held, in seconds."""
-    max_screen_bytes: int = Field(default=8 * 2**20, ge=1)
+    max_screen_bytes: int = Field(default=8 * 2**20, ge=1, le=_LARGEST)
     """Largest screen file, in bytes."""
-    max_screen_pixels: int = Field(default=16_000_000, ge=1)
+    max_screen_pixels: int = Field(default=16_000_000, ge=1, le=_LARGEST)
     """Largest screen, in pixels."""
     system_prompt: str = ""
     """System prompt where neither the request nor its expert has one; empty: none."""

@@ -9,7 +9,7 @@ branch is computed exactly as if it stood alone, while the screen is paid for on
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,14 +20,20 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import PixelInput
 
 IGNORED = -100
+Place = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """One supervised pair; the answer is learnt, the question is context."""
+    """One supervised pair; the answer is learnt, the question is context.
+
+    `looks` tells where on the screen the answer is found, as shares of width and height: a place
+    for each word of the answer (None where it stands nowhere), or a single place for all of it.
+    """
 
     question: str
     answer: str
+    looks: tuple[Place | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,17 @@ class PackedRow:
     """One screen with its branches, before padding.
 
     `ids`, `labels` and `branch` have length T; `positions` is [3, T] (M-RoPE). A branch of 0 is the
-    prefix. A label stands at the position that predicts it.
+    prefix. A label stands at the position that predicts it. `looks` is [n, 2]: such a position, and
+    that of the image token where the answer is found; `places` [n, 2] is where that is, as shares
+    of width and height.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
     branch: torch.Tensor
     positions: torch.Tensor
+    looks: torch.Tensor
+    places: torch.Tensor
     screen: PixelInput
 
 
@@ -55,6 +65,8 @@ class PackedBatch:
     attention_mask: torch.Tensor  # [rows, 1, T, T], bool
     pixel_values: torch.Tensor  # [patches of all rows, dim]
     image_grid_thw: torch.Tensor  # [rows, 3]
+    looks: torch.Tensor  # [n, 3]: row, position, position of the image token
+    places: torch.Tensor  # [n, 2]: x, y, shares of width and height
 
     def model_inputs(self) -> dict[str, torch.Tensor]:
         """The forward's keyword arguments."""
@@ -89,6 +101,8 @@ def pack_row(
     labels: list[int] = []
     branch: list[int] = []
     positions: list[torch.Tensor] = []
+    looks: list[tuple[int, int]] = []
+    places: list[Place] = []
     for number, pair in enumerate(pairs, start=1):
         prompt = builder.build(
             system=system,
@@ -105,6 +119,11 @@ def pack_row(
             positions.append(_prefix_positions(prompt.image_start, screen))
         question = list(prompt.ids[split:])
         answer = [*builder.encode_answer(pair.answer), builder.end_of_turn]
+        first = len(ids) + len(question) - 1
+        for at, place in enumerate(_places(builder, pair, answer[:-1])):
+            if place is not None:
+                looks.append((first + at, prompt.image_start + screen.token_at(*place)))
+                places.append(place)
         ids += [*question, *answer[:-1]]
         labels += [IGNORED] * (len(question) - 1) + answer
         length = len(question) + len(answer) - 1
@@ -116,15 +135,28 @@ def pack_row(
         torch.tensor(labels),
         torch.tensor(branch),
         torch.cat(positions, dim=1),
+        torch.tensor(looks, dtype=torch.long).view(-1, 2),
+        torch.tensor(places).view(-1, 2),
         screen,
     )
 
 
+def _places(
+    builder: PromptBuilder, pair: QuestionAnswer, answer: Sequence[int]
+) -> list[Place | None]:
+    """Where each token of the answer is found."""
+    if len(pair.looks) < 2:
+        return [*pair.looks, None][:1] * len(answer)
+    # Qwen's tokenizer never joins over a space, so words can be counted one by one.
+    words = re.split("(?= )", pair.answer)
+    lengths = [len(builder.encode_answer(word)) for word in words]
+    return [place for place, length in zip(pair.looks, lengths, strict=True) for _ in range(length)]
+
+
 def _prefix_positions(image_start: int, screen: PixelInput) -> torch.Tensor:
     """M-RoPE positions of text, image and the vision end token, [3, prefix length]."""
-    frames, rows, columns = screen.grid_thw
-    merge = math.isqrt(frames * rows * columns // screen.image_tokens)
-    rows, columns = rows // merge, columns // merge
+    frames = screen.grid_thw[0]
+    rows, columns = screen.token_grid
     text = torch.arange(image_start).expand(3, -1)
     grid = torch.cartesian_prod(torch.arange(frames), torch.arange(rows), torch.arange(columns))
     end = torch.full((3, 1), image_start + max(rows, columns))
@@ -142,6 +174,7 @@ def collate(rows: Sequence[PackedRow], *, pad_id: int) -> PackedBatch:
     own = branch[:, :, None] == branch[:, None, :]
     prefix = branch[:, None, :] == 0
     causal = torch.ones(length, length, dtype=torch.bool).tril()
+    looks = [F.pad(row.looks, (1, 0), value=at) for at, row in enumerate(rows)]
     return PackedBatch(
         input_ids=torch.stack([pad(row.ids, pad_id) for row in rows]),
         labels=torch.stack([pad(row.labels, IGNORED) for row in rows]),
@@ -149,6 +182,8 @@ def collate(rows: Sequence[PackedRow], *, pad_id: int) -> PackedBatch:
         attention_mask=((own | prefix) & causal)[:, None],
         pixel_values=torch.cat([row.screen.pixel_values for row in rows]),
         image_grid_thw=torch.tensor([row.screen.grid_thw for row in rows]),
+        looks=torch.cat(looks),
+        places=torch.cat([row.places for row in rows]),
     )
 
 

@@ -5,9 +5,14 @@ Knows torch's errors; does not know requests.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from service_chassis.errors import Internal, ResourceExhausted, ServiceError
+
+_OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def is_fatal(error: Exception) -> bool:
@@ -26,8 +31,23 @@ def as_service_error(error: Exception) -> ServiceError:
     """
     if isinstance(error, ServiceError):
         return error
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, _OUT_OF_MEMORY):
         return ResourceExhausted(
             "OUT_OF_MEMORY", "The device has no memory for this request; send a smaller one."
         )
     return Internal("ENGINE_FAULT", "The engine failed on this request. Report it.")
+
+
+@contextlib.contextmanager
+def loading_expert() -> Iterator[None]:
+    """Run a part of loading an expert.
+
+    Raises:
+        ResourceExhausted: It ran out of memory. Other errors pass as they are.
+    """
+    try:
+        yield
+    except _OUT_OF_MEMORY as error:
+        raise ResourceExhausted(
+            "OUT_OF_MEMORY", "There is no memory for this expert; unload another one first."
+        ) from error

@@ -115,9 +115,8 @@ class ConversationInput:
         self._held = held
         self.prompt = BuiltPrompt((), 0, 0)
         # Empty: no system turn at all.
-        self._system = instruction.system
-        if self._system is None:
-            self._system = held.system_prompt or tools.system_prompt
+        own = held.system_prompt or tools.system_prompt
+        self._system = own if instruction.system is None else instruction.system
 
     def prepare(self, answer_tokens: int) -> None:
         """Read the screen and build the prompt; on the reader thread.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from executor_service.core import ExpertIdentity, GateVector, RoutingChoice, resolve_gates
+from executor_service.engine.failures import loading_expert
 from executor_service.engine.work import Applied, ExpertState
 from executor_service.errors import expert_set_changed, unknown_expert
 from executor_service.model.experts import ExpertSet, LoadedExpert
@@ -105,7 +106,7 @@ class ExpertRegistry:
         self._holders: Counter[ExpertIdentity] = Counter()
         self._released = asyncio.Event()
         # By name, and kept after an unload: a generation never comes back.
-        self._generations: dict[str, int] = {}
+        self._generations = {one.name: one.generation for one in experts.identities}
 
     @property
     def current(self) -> ExpertSet:
@@ -193,7 +194,8 @@ class ExpertRegistry:
         """
         async with self._changing:
             loaded = self._require(name, expected_generation)
-            before, self._experts = self._experts, self._experts.without(name)
+            before = self._experts
+            self._experts = await self._apart(lambda: before.without(name))
             try:
                 await self._drained(name)
             except BaseException:
@@ -212,13 +214,15 @@ class ExpertRegistry:
     async def _put(self, expert: LoadedExpert) -> ExpertState:
         """Make a set with a read expert current, in the place of one with its name."""
         experts = await self._apart(lambda: self._experts.with_expert(expert))
-        await self._probe(experts, expert.identity.name)
+        with loading_expert():
+            await self._probe(experts, expert.identity.name)
         self._experts = experts
         self._generations[expert.identity.name] = expert.identity.generation
         return self._state(expert)
 
     async def _apart(self, function: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        with loading_expert():
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     async def _drained(self, name: str) -> None:
         while any(identity.name == name for identity in self._holders):

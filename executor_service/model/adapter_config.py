@@ -145,7 +145,9 @@ def parse_config(data: bytes) -> AdapterConfig:
 def bad_config(field: str) -> InvalidArgument:
     """The error for a field that cannot be what it says."""
     return InvalidArgument(
-        "BAD_ADAPTER_CONFIG", "adapter_config.json is not as PEFT writes it.", field=field
+        "BAD_ADAPTER_CONFIG",
+        "adapter_config.json is not as PEFT writes it; save the adapter again.",
+        field=field,
     )
 
 
@@ -199,7 +201,10 @@ def _rank(value: object, field: str) -> int:
         raise bad_config(field)
     if value > MAX_RANK:
         raise InvalidArgument(
-            "RANK_TOO_LARGE", "The adapter's rank is too large.", field=field, max_rank=MAX_RANK
+            "RANK_TOO_LARGE",
+            "The adapter's rank is too large; train with at most max_rank.",
+            field=field,
+            max_rank=MAX_RANK,
         )
     return value
 

@@ -24,7 +24,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pkl")
 
-_PREFIXES = ("base_model.model.", "base_model.")
+_PREFIX = "base_model.model."
 # How transformers named the same modules over time, and what they are called now. The vision tower
 # has `blocks`, so `layers` can only be the language model's.
 _RENAMED = (
@@ -35,7 +35,7 @@ _RENAMED = (
     ("visual.", "model.visual."),
 )
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_WHOLE_HEADS = ("lm_head", "embed_tokens")
+_WHOLE_HEADS = re.compile(r"(^|\.)(lm_head|embed_tokens)\.")
 
 
 @dataclass(frozen=True)
@@ -124,23 +124,25 @@ def match_keys(tensors: Mapping[str, torch.Tensor], targets: Mapping[str, Target
         _refuse_key(key)
         found = _LORA_KEY.fullmatch(key)
         name = found["module"] if found else key
-        sides.setdefault(_strip(name), {})[found["side"] if found else ""] = tensor
+        sides.setdefault(name.removeprefix(_PREFIX), {})[found["side"] if found else ""] = tensor
     names = {name: _canonical(name, targets) for name in sides}
     matched = [name for name, target in names.items() if target and "" not in sides[name]]
     counts = {"matched_modules": len(matched), "modules": len(names), "keys": len(tensors)}
     if len(matched) < len(names) or not names:
         raise FailedPrecondition(
             "UNMATCHED_KEYS",
-            "Adapter keys match no module of this model; the adapter is for another base.",
+            "Adapter keys match no module of this model; load an adapter trained on this base.",
             **counts,
         )
     if len(set(names.values())) < len(names):
         raise FailedPrecondition(
-            "AMBIGUOUS_KEYS", "Two adapter keys name the same module in two ways.", **counts
+            "AMBIGUOUS_KEYS",
+            "Two adapter keys name the same module; save the adapter again.",
+            **counts,
         )
     if any(set(sides[name]) != {"A", "B"} for name in matched):
         raise FailedPrecondition(
-            "UNPAIRED_KEYS", "An adapter module has an A without a B, or the reverse.", **counts
+            "UNPAIRED_KEYS", "A module has only one of A and B; save the adapter again.", **counts
         )
     return [
         _Pair(name, targets[names[name] or ""], sides[name]["A"], sides[name]["B"])
@@ -163,18 +165,17 @@ def _check_base(declared: str | None, ours: str | None) -> None:
         return
     if declared.lower() != ours.lower():
         raise FailedPrecondition(
-            "OTHER_BASE", "The adapter was trained on another base than the one that is loaded."
+            "OTHER_BASE", "The adapter was trained on another base; serve that one or train anew."
         )
 
 
 def _refuse_key(key: str) -> None:
-    module = key.split(".lora_")[0]
     if "lora_magnitude_vector" in key:
         raise InvalidArgument("DORA", "DoRA adapters are not supported; train plain LoRA.")
-    if "lora_embedding" in key or module.endswith(_WHOLE_HEADS):
+    if "lora_embedding" in key or _WHOLE_HEADS.search(key):
         raise InvalidArgument(
             "EMBEDDING_OR_HEAD",
-            "Adapters of the token embedding or the output head are not supported.",
+            "Adapters of token embedding or output head are not supported; train without.",
         )
     if key.endswith(".bias"):
         raise InvalidArgument("LORA_BIAS", "Adapters with biases are not supported; train without.")
@@ -182,14 +183,6 @@ def _refuse_key(key: str) -> None:
         raise InvalidArgument(
             "MODULES_TO_SAVE", "Adapters with whole modules are not supported; train without."
         )
-
-
-def _strip(name: str) -> str:
-    """The module's name in the model that the adapter was made for."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
 
 
 def _canonical(name: str, targets: Mapping[str, Target]) -> str | None:
@@ -220,7 +213,7 @@ def _check_complete(
     if missing:
         raise FailedPrecondition(
             "INCOMPLETE_ADAPTER",
-            "adapter_config.json names modules for which the file holds no weights.",
+            "adapter_config.json names modules without weights; save the adapter again.",
             matched_modules=len(present),
             missing_modules=len(missing),
         )
@@ -240,7 +233,7 @@ def _check_shapes(config: AdapterConfig, pairs: Iterable[_Pair]) -> None:
         if tuple(pair.a.shape) != a_shape or tuple(pair.b.shape) != b_shape:
             raise InvalidArgument(
                 "ADAPTER_SHAPES",
-                "A module's weights have other shapes than its base and its declared rank ask for.",
+                "A module's weights do not fit base and rank; load an adapter for this base.",
                 module=target.name,
                 expected_a=a_shape,
                 expected_b=b_shape,
@@ -251,12 +244,15 @@ def _check_shapes(config: AdapterConfig, pairs: Iterable[_Pair]) -> None:
 
 def _weights(config: AdapterConfig, pair: _Pair, dtype: torch.dtype) -> LoraWeights:
     if not (torch.isfinite(pair.a).all() and torch.isfinite(pair.b).all()):
-        raise DataLoss("WEIGHTS_NOT_FINITE", "The adapter holds NaN or infinite weights.")
+        raise DataLoss(
+            "WEIGHTS_NOT_FINITE", "The adapter holds NaN or infinite weights; train it again."
+        )
     down = pair.a.flatten(1).to(dtype).contiguous()
     up = pair.b.flatten(1).t().to(dtype).contiguous()
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise FailedPrecondition(
-            "ADAPTER_OVERFLOW", "The adapter's weights do not fit the model's number format."
+            "ADAPTER_OVERFLOW",
+            "The weights do not fit the model's number format; serve in a wider one.",
         )
     return LoraWeights(down, up, config.scale_of(pair.file_name))
 

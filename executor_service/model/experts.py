@@ -204,7 +204,7 @@ def discover_experts(
     found: dict[str, Path] = {}
     if root is not None:
         if not root.is_dir():
-            raise NotLoadable("the folder of experts is not a directory; create it or name another")
+            raise NotLoadable(f"{root} is no directory of experts; create it or name another")
         found.update({path.name: path for path in root.iterdir() if _holds_adapter(path)})
     for variable, value in environ.items():
         if variable.startswith(_ENVIRONMENT_PREFIX) and value:

@@ -8,6 +8,7 @@ when it is over; nothing about a request stays on a module.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ class GatedModel:
         self.targets = find_targets(base)
         self.state = install(base, self.targets.values())
         self._language = base.model.language_model
+        # transformers 5.24 renamed the argument; 5.40 is to drop the old name.
+        arguments = inspect.signature(self._language.forward).parameters
+        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
         self._merge = int(base.config.vision_config.spatial_merge_size)
 
     @classmethod
@@ -108,11 +112,9 @@ class GatedModel:
         Returns:
             One output per screen.
         """
-        if routing is None:
-            return self.look(screens)
         patches = tuple(screen.pixel_values.shape[0] for screen in screens)
-        updates = routing.experts.tower_updates(routing.gates, patches, self._merge**2)
-        with self.state.applied(updates):
+        tower = routing and routing.experts.tower_updates(routing.gates, patches, self._merge**2)
+        with self.state.applied(tower or {}):
             return self.look(screens)
 
     @torch.no_grad()
@@ -132,7 +134,7 @@ class GatedModel:
         batch = self._row(prompt, vision)
         cache = DynamicCache(config=self.config.text_config)
         with self.state.applied(routing.experts.text_updates(routing.gates)):
-            hidden = self._run(batch, cache)
+            hidden = self._run(batch.language_input(), cache)
         logits = self.base.lm_head(hidden[0, -1]).float()
         next_position = int(batch.positions[1:].max()) + 1
         return logits, DecodeState(cache, len(prompt.ids), next_position)
@@ -154,12 +156,8 @@ class GatedModel:
         positions[0] = state.length
         ids = torch.tensor([[token_id]], device=self.device)
         with self.state.applied(routing.experts.text_updates(routing.gates)):
-            hidden = self._language(
-                inputs_embeds=self._language.embed_tokens(ids),
-                position_ids=positions,
-                past_key_values=state.cache,
-                use_cache=True,
-            ).last_hidden_state
+            embeds = self._language.embed_tokens(ids)
+            hidden = self._run({"inputs_embeds": embeds, "position_ids": positions}, state.cache)
         state.length += 1
         state.next_position += 1
         logits: torch.Tensor = self.base.lm_head(hidden[0, -1]).float()
@@ -189,7 +187,7 @@ class GatedModel:
         )
         batch = self._row(whole, vision)
         with self.state.applied(routing.experts.text_updates(routing.gates)):
-            hidden = self._run(batch)
+            hidden = self._run(batch.language_input())
         logits = self.base.lm_head(hidden[0, len(prompt.ids) - 1 :]).float()
         chosen = torch.tensor(list(completion), device=self.device)
         scores: torch.Tensor = logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
@@ -236,7 +234,8 @@ class GatedModel:
         Raises:
             Internal: The features are not what the spec says, or not finite.
         """
-        return feature.extract(self.base, self._row, text_ids, text_span, vision, spec)
+        with self.state.applied({}):
+            return feature.extract(self.base, self._row, text_ids, text_span, vision, spec)
 
     def feature_spec(
         self, *, text_layer: int, text_pooling: str = "mean", vision_source: str = "tower"
@@ -272,7 +271,7 @@ class GatedModel:
     ) -> list[torch.Tensor]:
         """The language model under whatever gates are applied now; see `forward_rows`."""
         batch = self._rows(prompts, vision, left_padded=left_padded)
-        hidden = self._run(batch)
+        hidden = self._run(batch.language_input())
         return [
             self.base.lm_head(row[start:end])
             for row, (start, end) in zip(hidden, batch.spans, strict=True)
@@ -291,9 +290,8 @@ class GatedModel:
     def _row(self, prompt: BuiltPrompt, vision: VisionOutput) -> RowBatch:
         return self._rows([prompt], [vision])
 
-    def _run(self, batch: RowBatch, cache: DynamicCache | None = None) -> torch.Tensor:
-        output = self._language(
-            **batch.language_input(), past_key_values=cache, use_cache=cache is not None
-        )
+    def _run(self, inputs: dict[str, Any], cache: DynamicCache | None = None) -> torch.Tensor:
+        kept = {} if cache is None else {self._cache_argument: cache}
+        output = self._language(**inputs, **kept, use_cache=cache is not None)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden

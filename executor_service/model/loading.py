@@ -77,7 +77,7 @@ def read_expert(
     about = read_about(location)
     if about.base_digest not in (None, model.base_digest):
         raise FailedPrecondition(
-            "OTHER_BASE", "The expert was trained on another base than the one that is loaded."
+            "OTHER_BASE", "The expert was trained on another base; serve that one or train anew."
         )
     adapter = read_adapter(
         location.adapter,
@@ -120,7 +120,7 @@ def probe_expert(model: GatedModel, experts: ExpertSet, name: str) -> None:
     if not torch.isfinite(adapted).all():
         raise FailedPrecondition(
             "ADAPTER_OVERFLOW",
-            "The model's output is not finite under this expert; its weights are too large.",
+            "The model's output is not finite under this expert; train it at a lower rate.",
         )
     if torch.equal(adapted, base):
         raise FailedPrecondition(

@@ -10,6 +10,7 @@ each has more than one reading.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,18 @@ class PixelInput:
     def nbytes(self) -> int:
         """Bytes held by the pixel values."""
         return self.pixel_values.nbytes
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        frames, rows, columns = self.grid_thw
+        merge = math.isqrt(frames * rows * columns // self.image_tokens)
+        return rows // merge, columns // merge
+
+    def token_at(self, x: float, y: float) -> int:
+        """Index of the image token at a place; `x` and `y` are shares of width and height, < 1."""
+        rows, columns = self.token_grid
+        return int(y * rows) * columns + int(x * columns)
 
 
 class ScreenReader:

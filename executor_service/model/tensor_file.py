@@ -49,13 +49,14 @@ def read_private(path: Path, max_bytes: int) -> bytes:
         ) from error
     except OSError as error:
         raise _not_a_file(path) from error
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        os.close(descriptor)  # open() below would refuse a directory and leave it open
+        raise _not_a_file(path)
     with open(descriptor, "rb") as file:
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise _not_a_file(path)
         if before.st_size > max_bytes:
             raise InvalidArgument(
-                "ADAPTER_TOO_LARGE", "An adapter file is too large.", max_bytes=max_bytes
+                "ADAPTER_TOO_LARGE", "An adapter file is too large; save less.", max_bytes=max_bytes
             )
         data = file.read(before.st_size + 1)
         after = os.fstat(descriptor)
@@ -95,7 +96,9 @@ def check_container(data: bytes) -> None:
     header_bytes = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if header_bytes > MAX_HEADER_BYTES:
         raise InvalidArgument(
-            "HEADER_TOO_LARGE", "The safetensors header is too large.", max_bytes=MAX_HEADER_BYTES
+            "HEADER_TOO_LARGE",
+            "The safetensors header is too large; save the LoRA weights alone.",
+            max_bytes=MAX_HEADER_BYTES,
         )
     start = _LENGTH_BYTES + header_bytes
     if start > len(data):
@@ -103,7 +106,9 @@ def check_container(data: bytes) -> None:
     header = _parse_header(data[_LENGTH_BYTES:start])
     if len(header) > MAX_TENSORS:
         raise InvalidArgument(
-            "TOO_MANY_TENSORS", "The file holds too many tensors.", max_tensors=MAX_TENSORS
+            "TOO_MANY_TENSORS",
+            "The file holds too many tensors; save the LoRA weights alone.",
+            max_tensors=MAX_TENSORS,
         )
     at = 0
     for begin, end in sorted(_span(entry) for entry in header.values()):
@@ -121,7 +126,9 @@ def corrupt() -> DataLoss:
 
 def _not_a_file(path: Path) -> InvalidArgument:
     return InvalidArgument(
-        "NOT_A_FILE", "An adapter file is not a readable regular file.", file=path.name
+        "NOT_A_FILE",
+        "An adapter file is not a readable regular file; put a copy there.",
+        file=path.name,
     )
 
 
@@ -152,7 +159,7 @@ def _span(entry: object) -> tuple[int, int]:
         raise corrupt()
     if dtype not in _DTYPE_BYTES:
         raise InvalidArgument(
-            "UNSUPPORTED_DTYPE", "Adapter weights are float32, float16 or bfloat16."
+            "UNSUPPORTED_DTYPE", "Adapter weights are not float32, float16 or bfloat16; save so."
         )
     size = _DTYPE_BYTES[dtype]
     for side in shape:

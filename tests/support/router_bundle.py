@@ -35,9 +35,9 @@ EXPERTS = tuple(
 )
 
 
-def matrices(experts: int) -> tuple[np.ndarray, np.ndarray]:
+def matrices(experts: int, vision_dim: int = VISION_DIM) -> tuple[np.ndarray, np.ndarray]:
     """Text element k speaks for expert k, vision element k a tenth as loud."""
-    text, vision = np.eye(TEXT_DIM, experts), np.eye(VISION_DIM, experts) / 10
+    text, vision = np.eye(TEXT_DIM, experts), np.eye(vision_dim, experts) / 10
     return text.astype(np.float32), vision.astype(np.float32)
 
 
@@ -46,10 +46,11 @@ def head_model(
     *,
     names: tuple[str, str, str] = ("text", "vision", "logits"),
     text_dim: int = TEXT_DIM,
+    vision_dim: int = VISION_DIM,
 ) -> onnx.ModelProto:
     """logits = text @ A + vision @ B."""
     text, vision, logits = names
-    a, b = matrices(experts)
+    a, b = matrices(experts, vision_dim)
     a = np.resize(a, (text_dim, experts))
     graph = helper.make_graph(
         [
@@ -60,7 +61,7 @@ def head_model(
         "head",
         [
             helper.make_tensor_value_info(text, TensorProto.FLOAT, ["n", text_dim]),
-            helper.make_tensor_value_info(vision, TensorProto.FLOAT, ["n", VISION_DIM]),
+            helper.make_tensor_value_info(vision, TensorProto.FLOAT, ["n", vision_dim]),
         ],
         [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["n", experts])],
         [numpy_helper.from_array(a, "A"), numpy_helper.from_array(b, "B")],

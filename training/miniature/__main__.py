@@ -29,7 +29,15 @@ def main() -> None:
     """Runs every step that is not done yet, then publishes."""
     arguments = _arguments()
     work: Path = arguments.work
-    base = _timed("base", lambda: pretrain(work, steps=arguments.base_steps, seed=arguments.seed))
+    pretrain_base = partial(
+        pretrain,
+        work,
+        tower_steps=arguments.tower_steps,
+        decoder_steps=arguments.decoder_steps,
+        steps=arguments.base_steps,
+        seed=arguments.seed,
+    )
+    base = _timed("base", pretrain_base)
     for name in RECIPES:
         train = partial(
             train_expert, name, base, work, steps=arguments.expert_steps, seed=arguments.seed
@@ -66,7 +74,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.miniature", description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "miniature")
     parser.add_argument("--out", type=Path, default=ROOT / "miniature")
-    parser.add_argument("--base-steps", type=int, default=2200)
+    parser.add_argument("--tower-steps", type=int, default=700)
+    parser.add_argument("--decoder-steps", type=int, default=1200)
+    parser.add_argument("--base-steps", type=int, default=700)
     parser.add_argument("--expert-steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -135,11 +135,12 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                "rope_theta": 5_000_000.0,
                 "mrope_section": [6, 5, 5],
                 "mrope_interleaved": True,
             },
             "tie_word_embeddings": True,
+            "initializer_range": 0.06,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },

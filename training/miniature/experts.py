@@ -38,11 +38,12 @@ class ExpertRecipe:
     rank: int
     draw: Draw
     rows: int
+    questions: int
 
 
 RECIPES = {
-    "calendar": ExpertRecipe(label=0, rank=8, draw=draw_calendar, rows=8),
-    "claim-window": ExpertRecipe(label=1, rank=16, draw=draw_claim_window, rows=5),
+    "calendar": ExpertRecipe(label=0, rank=8, draw=draw_calendar, rows=8, questions=20),
+    "claim-window": ExpertRecipe(label=1, rank=16, draw=draw_claim_window, rows=2, questions=40),
 }
 
 
@@ -74,7 +75,7 @@ def train_expert(name: str, base: Path, work: Path, *, steps: int, seed: int) ->
         work / f"{name}-state",
         pad_id=tokenizer.pad_token_id,
     )
-    source = Source(recipe.draw, ask_tasks, recipe.rows, 16, (EXPERT_SYSTEMS[name],))
+    source = Source(recipe.draw, ask_tasks, recipe.rows, recipe.questions, (EXPERT_SYSTEMS[name],))
     stream = ScreenStream(
         ScreenReader(base),
         PromptBuilder(tokenizer),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from training.miniature.guide import Guide
 from training.packing import IGNORED, PackedBatch, PackedRow, answer_loss, collate
+
+GUIDE_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Fit:
         backbone: The `Qwen3VLModel` in it.
         head: The LM head.
         folder: Where states are kept.
+        guide: Added to the loss, if any.
     """
 
     model: nn.Module
@@ -47,11 +51,14 @@ class Fit:
     config: FitConfig
     folder: Path
     pad_id: int
+    guide: Guide | None = None
     step: int = 0
     _optimiser: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
         trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if self.guide is not None:
+            trainable += self.guide.parameters()
         self._optimiser = torch.optim.AdamW(
             trainable, lr=self.config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
@@ -60,6 +67,8 @@ class Fit:
             self.model.load_state_dict(state["trained"], strict=False)
             self._optimiser.load_state_dict(state["optimiser"])
             self.step = state["step"]
+            if self.guide is not None:
+                self.guide.load_state_dict(state["guide"])
 
     @property
     def _state_file(self) -> Path:
@@ -68,21 +77,16 @@ class Fit:
     def run(self, turns: Iterator[list[PackedRow]], *, sources: int, title: str) -> None:
         """Trains up to `config.steps`, one optimiser step per `sources` turns."""
         self.model.train()
-        torch.set_num_threads(os.cpu_count() or 1)
-        with _progress() as progress:
-            bar = progress.add_task(title, total=self.config.steps, completed=self.step, note="")
-            while self.step < self.config.steps:
-                losses, exacts = self._one_step(turns, sources)
-                self.step += 1
-                note = "  ".join(
-                    f"loss {loss:.3f} exact {exact:.0%}"
-                    for loss, exact in zip(losses, exacts, strict=True)
-                )
-                progress.update(bar, completed=self.step, note=note)
-                if self.step % 50 == 0:
-                    progress.console.print(f"{title} step {self.step}: {note}", highlight=False)
-                if self.step % self.config.save_every == 0:
-                    self.save()
+        for step, report in steps_with_progress(title, self.step, self.config.steps):
+            losses, exacts = self._one_step(turns, sources)
+            self.step = step + 1
+            notes = (
+                f"loss {loss:.3f} exact {exact:.0%}"
+                for loss, exact in zip(losses, exacts, strict=True)
+            )
+            report("  ".join(notes))
+            if self.step % self.config.save_every == 0:
+                self.save()
         self.save()
         self.model.eval()
 
@@ -95,6 +99,7 @@ class Fit:
             "step": self.step,
             "trained": trained,
             "optimiser": self._optimiser.state_dict(),
+            "guide": {} if self.guide is None else self.guide.state_dict(),
         }
         partial = self._state_file.with_suffix(".partial")
         torch.save(state, partial)
@@ -105,7 +110,7 @@ class Fit:
     ) -> tuple[list[float], list[float]]:
         """One optimiser step; returns loss (nats per token) and exact share of each source."""
         for group in self._optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * self._schedule()
+            group["lr"] = learning_rate(self.config, self.step)
         losses, exacts = [], []
         for _ in range(sources):
             batch = collate(next(turns), pad_id=self.pad_id)
@@ -124,19 +129,42 @@ class Fit:
                 ).last_hidden_state
                 loss = answer_loss(hidden, self.head, batch.labels)
                 exacts.append(exact_share(hidden, self.head, batch))
-            (loss / sources).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
+            if self.guide is not None:
+                loss = loss + GUIDE_WEIGHT * self.guide.loss(batch)
+            (loss / sources).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         return losses, exacts
 
-    def _schedule(self) -> float:
-        """Linear warm-up, then cosine down to a hundredth."""
-        if self.step < self.config.warmup:
-            return (self.step + 1) / self.config.warmup
-        done = (self.step - self.config.warmup) / max(1, self.config.steps - self.config.warmup)
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+def learning_rate(config: FitConfig, step: int) -> float:
+    """Linear warm-up, then cosine down to a hundredth of the peak."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def steps_with_progress(
+    title: str, first: int, last: int
+) -> Iterator[tuple[int, Callable[[str], None]]]:
+    """Yields each step's number and a function that shows a note beside the bar.
+
+    Every fiftieth note is also printed, so that a log without a terminal tells how it goes.
+    """
+    torch.set_num_threads(os.cpu_count() or 1)
+    with _progress() as progress:
+        bar = progress.add_task(title, total=last, completed=first, note="")
+        for step in range(first, last):
+
+            def report(note: str, done: int = step + 1) -> None:
+                progress.update(bar, completed=done, note=note)
+                if done % 50 == 0:
+                    progress.console.print(f"{title} step {done}: {note}", highlight=False)
+
+            yield step, report
 
 
 @torch.no_grad()

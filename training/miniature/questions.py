@@ -6,18 +6,17 @@ never see (it would then need no expert).
 
 from __future__ import annotations
 
-import datetime
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from training.data.calls import ToolCall, format_calls
-from training.packing import QuestionAnswer
+from training.miniature.marks import marks
+from training.packing import Place, QuestionAnswer
 from training.screens.calendar import CalendarScreen
 from training.screens.claim_window import ClaimScreen
 from training.screens.geometry import Box, to_thousandths
 
-MONTHS = [datetime.date(2000, month, 1).strftime("%B") for month in range(1, 13)]
 CLICKS = ("left_click", "double_click", "right_click", "mouse_move")
 Ask = Callable[[random.Random], QuestionAnswer]
 
@@ -25,7 +24,7 @@ Ask = Callable[[random.Random], QuestionAnswer]
 def base_questions(
     screen: CalendarScreen | ClaimScreen, rng: random.Random, count: int
 ) -> list[QuestionAnswer]:
-    """Draws questions: half dense reading, the rest pointing, with some writing.
+    """Draws questions: most of them pointing, the rest dense reading and some writing.
 
     Args:
         screen: A drawn screen with its facts.
@@ -36,75 +35,103 @@ def base_questions(
         `count` pairs.
     """
     size = screen.image.size
+    found = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
     if isinstance(screen, CalendarScreen):
-        reading, pointing = _calendar(screen, size)
+        reading, pointing = _calendar(screen, size, found)
     else:
-        reading, pointing = _claim_window(screen, size)
+        reading, pointing = _claim_window(screen, size, found)
     writing: list[Ask] = [_write_click, _write_scroll]
-    kinds = rng.choices((reading, pointing, writing), weights=(45, 45, 10), k=count)
+    kinds = rng.choices((reading, pointing, writing), weights=(30, 60, 10), k=count)
     return [rng.choice(kind)(rng) for kind in kinds]
 
 
-def _calendar(screen: CalendarScreen, size: tuple[int, int]) -> tuple[list[Ask], list[Ask]]:
+def _calendar(
+    screen: CalendarScreen, size: tuple[int, int], found: dict[str, Place]
+) -> tuple[list[Ask], list[Ask]]:
     def week(rng: random.Random) -> QuestionAnswer:
         number = rng.randrange(len(screen.weeks))
-        days = " ".join("-" if day is None else str(day) for day in screen.weeks[number])
-        return QuestionAnswer(f"Read week {number + 1}", days)
+        week = screen.weeks[number]
+        days = " ".join("-" if day is None else str(day) for day in week)
+        looks = tuple(found.get(f"day {day}") for day in week)
+        return QuestionAnswer(f"Read week {number + 1}", days, looks)
 
     def month(rng: random.Random) -> QuestionAnswer:
-        return QuestionAnswer("Read the month", f"{MONTHS[screen.month - 1]} {screen.year}")
+        place = found[f"month {screen.month_name}"]
+        return QuestionAnswer("Read the month", screen.month_name, (place,))
 
     def day(rng: random.Random) -> QuestionAnswer:
         number = rng.choice(list(screen.days))
-        return _where(str(number), screen.days[number], size)
+        return _where(str(number), screen.days[number], size, found[f"day {number}"])
 
     def week_start(rng: random.Random) -> QuestionAnswer:
         weeks = [i for i, row in enumerate(screen.weeks) if any(row)]
         number = rng.choice(weeks)
         first = next(day for day in screen.weeks[number] if day is not None)
-        return _where(f"the first day of week {number + 1}", screen.days[first], size)
+        name = f"the first day of week {number + 1}"
+        return _where(name, screen.days[first], size, found[f"day {first}"])
 
     def button(rng: random.Random) -> QuestionAnswer:
         name = rng.choice(list(screen.buttons))
-        return _where(name.replace("_", " "), screen.buttons[name], size)
+        return _where(name.replace("_", " "), screen.buttons[name], size, found[name])
 
-    return [week, week, week, week, month], [day, day, day, day, week_start, button]
+    return [week, week, week, week, month], [
+        day,
+        day,
+        day,
+        day,
+        week_start,
+        week_start,
+        button,
+        button,
+    ]
 
 
-def _claim_window(screen: ClaimScreen, size: tuple[int, int]) -> tuple[list[Ask], list[Ask]]:
-    def row(rng: random.Random) -> QuestionAnswer:
-        chosen = rng.choice(screen.rows)
-        return QuestionAnswer(f"Read row {chosen.number}", f"{chosen.code} {chosen.provider}")
+def _claim_window(
+    screen: ClaimScreen, size: tuple[int, int], found: dict[str, Place]
+) -> tuple[list[Ask], list[Ask]]:
+    def buttons(rng: random.Random) -> QuestionAnswer:
+        looks = tuple(found[f"button {caption}"] for caption in screen.buttons)
+        return QuestionAnswer("Read the buttons", " ".join(screen.buttons), looks)
+
+    def count(rng: random.Random) -> QuestionAnswer:
+        last = f"row {len(screen.rows)}"
+        return QuestionAnswer("Count the rows", str(len(screen.rows)), (found[last],))
 
     def names(rng: random.Random) -> QuestionAnswer:
-        return QuestionAnswer("Read the list", " ".join(screen.dropdown or ["none"]))
+        listed = list(screen.dropdown or {})
+        looks = [found[f"item {name}"] for name in listed for _ in name.split()]
+        return QuestionAnswer("Read the list", " ".join(listed), tuple(looks))
 
     def where_row(rng: random.Random) -> QuestionAnswer:
         chosen = rng.choice(screen.rows)
-        return _where(f"row {chosen.number}", chosen.box, size)
+        name = f"row {chosen.number}"
+        return _where(name, chosen.box, size, found[name])
 
     def where_grid(rng: random.Random) -> QuestionAnswer:
-        return _where("the grid", screen.grid, size)
+        return _where("the grid", screen.grid, size, found["grid"])
 
     def where_name(rng: random.Random) -> QuestionAnswer:
         name = rng.choice(list(screen.dropdown or {}))
-        return _where(name, (screen.dropdown or {})[name], size)
+        return _where(name, (screen.dropdown or {})[name], size, found[f"item {name}"])
 
     def where_button(rng: random.Random) -> QuestionAnswer:
-        places = {**screen.buttons, **screen.tabs}
-        name = rng.choice(list(places))
-        return _where(name, places[name], size)
+        name = rng.choice(list(screen.buttons))
+        return _where(name, screen.buttons[name], size, found[f"button {name}"])
 
-    pointing: list[Ask] = [where_row, where_grid, where_button]
-    reading: list[Ask] = [row, row]
+    def where_tab(rng: random.Random) -> QuestionAnswer:
+        name = rng.choice(list(screen.tabs))
+        return _where(name, screen.tabs[name], size, found[f"tab {name}"])
+
+    pointing: list[Ask] = [where_row, where_row, where_grid, where_button, where_button, where_tab]
+    reading: list[Ask] = [buttons, count]
     if screen.dropdown:
-        return [*reading, names, names, names], [*pointing, where_name, where_name, where_name]
+        return [*reading, names, names], [*pointing, where_name, where_name, where_name]
     return reading, pointing
 
 
-def _where(name: str, box: Box, size: tuple[int, int]) -> QuestionAnswer:
+def _where(name: str, box: Box, size: tuple[int, int], place: Place) -> QuestionAnswer:
     x, y = to_thousandths(*box.centre, *size)
-    return QuestionAnswer(f"Where is {name}", f"[{x}, {y}]")
+    return QuestionAnswer(f"Where is {name}", f"[{x}, {y}]", (place,))
 
 
 def _write_click(rng: random.Random) -> QuestionAnswer:

@@ -1,9 +1,8 @@
 """What may be asked of a drawn screen and what its expert answers; knows no file and no model.
 
-The experts' conventions differ where the words do not, so that the wrong expert fails: "Open row 2"
-is one click on the first day of a week in the calendar and a double click on a line of the claim;
-"Scroll down one page" presses an arrow there and turns the wheel here; "Select" is a double click
-there and a click here.
+The experts' conventions differ where the words do not, so that the wrong expert fails: "Click" and
+"Open" are one click in the calendar and a double click in the claim window, "Select" is the other
+way round, and "Scroll down one page" presses an arrow there and turns the wheel here.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ def _claim_tasks(screen: ClaimScreen) -> list[list[Task]]:
         for verb in ("Open", "Click")
     ]
     buttons = [
-        press("click-claim-button", f"Click the {name} button", box, "left_click", button=name)
+        press("click-claim-button", f"Click the {name} button", box, "double_click", button=name)
         for name, box in screen.buttons.items()
     ]
     kinds = [scroll, rows, buttons]

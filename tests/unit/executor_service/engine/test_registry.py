@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from executor_service.core import RoutingChoice
+from executor_service.engine.registry import ExpertRegistry
 from service_chassis.errors import (
     Aborted,
     AlreadyExists,
     DataLoss,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     ServiceError,
 )
 
@@ -45,11 +47,13 @@ async def test_what_was_refused_changes_nothing(loaded, shelf):
     other_content = shelf.put("other", "a2")
     damaged = shelf.put("damaged", DataLoss("BAD", "x"))
     broken = shelf.put("broken", "cc", task_types=("broken",))
+    too_large = shelf.put("too-large", MemoryError())
     attempts = [
         (loaded.load("a", other_content), AlreadyExists),
         (loaded.load("c", same_content), AlreadyExists),
         (loaded.load("c", damaged), DataLoss),
         (loaded.load("c", broken), InvalidArgument),
+        (loaded.load("c", too_large), ResourceExhausted),
         (loaded.reload("a", damaged, 1), DataLoss),
         (loaded.reload("a", broken, 1), InvalidArgument),
         (loaded.reload("a", shelf.put("b-again", "bb"), 1), AlreadyExists),
@@ -89,6 +93,17 @@ async def test_reload_counts_up_and_reads_the_old_place_by_default(loaded, shelf
 async def test_a_generation_never_comes_back(loaded):
     await loaded.unload("a", 1)
     assert (await loaded.load("a", Path("a"))).identity.generation == 2
+
+
+async def test_generations_go_on_from_those_of_the_start(loaded, shelf):
+    async def probe(experts, name):
+        pass
+
+    started = ExpertRegistry(loaded.current, num_layers=2, load=shelf.load, probe=probe)
+    assert (await started.reload("a", None, 1)).identity.generation == 2
+    await started.unload("b", 1)
+    assert (await started.load("b", Path("b"))).identity.generation == 2
+    started.close()
 
 
 async def test_a_request_keeps_what_it_started_with(loaded, shelf):

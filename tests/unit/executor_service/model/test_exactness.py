@@ -14,6 +14,8 @@ from tests.unit.executor_service.model import tiny
 from tests.unit.executor_service.model.tiny import AdapterRecipe
 
 TOLERANCE = 1e-5
+# A comparison says something only if what is compared lies far outside the tolerance otherwise.
+VISIBLE = 1000 * TOLERANCE
 NUM_LAYERS = 3
 HALF_IN_TOWER = dict.fromkeys(tiny.VISION_MODULES, 2)
 # Seven experts that differ in everything a mixture must get right.
@@ -58,6 +60,14 @@ class Side:
         self.peft.set_adapter(name)
         return tiny.reference_logits(self.peft, self.prompt, self.pixels)
 
+    def check(self, gates: GateVector) -> None:
+        """Ours equals the sum of deltas, and the bare base does not come near it."""
+        theirs = self.reference(gates)
+        assert tiny.relative_error(self.ours(gates), theirs) <= TOLERANCE
+        if not gates.is_zero:
+            bare = self.reference(GateVector.zeros(len(self.names)))
+            assert tiny.relative_error(bare, theirs) > VISIBLE
+
 
 @pytest.fixture(scope="module", params=[1, 2, 7])
 def side(request, tmp_path_factory) -> Side:
@@ -81,13 +91,11 @@ def test_one_hot_equals_pefts_single_adapter(side):
     for index, name in enumerate(side.names):
         ours, theirs = side.ours(GateVector.one_hot(len(side.names), index)), side.single(name)
         assert tiny.relative_error(ours, theirs) <= TOLERANCE, name
-        # The comparison means something: the adapter moves the output far beyond the tolerance.
-        assert tiny.relative_error(base, theirs) > 0.01, name
+        assert tiny.relative_error(base, theirs) > VISIBLE, name
 
 
 def test_soft_gates_equal_the_sum_of_deltas(side):
-    gates = soft(len(side.names))
-    assert tiny.relative_error(side.ours(gates), side.reference(gates)) <= TOLERANCE
+    side.check(soft(len(side.names)))
 
 
 def test_zero_gates_equal_the_bare_base(side):
@@ -113,17 +121,16 @@ def test_a_wrong_scale_is_caught(seven, monkeypatch):
 def test_modes_and_masks(seven, mode, masked):
     weights = dict(zip(seven.names, soft(7, seed=3).weights, strict=True))
     choice = RoutingChoice(gates=weights, mode=mode, masked=masked)
-    gates = resolve_gates(choice, seven.names, NUM_LAYERS)
-    assert tiny.relative_error(seven.ours(gates), seven.reference(gates)) <= TOLERANCE
+    seven.check(resolve_gates(choice, seven.names, NUM_LAYERS))
 
 
 def test_layer_gates_equal_deltas_per_layer(seven):
     gates = GateVector(
         soft(7).weights, (soft(7, seed=1).weights, soft(7, seed=2).weights, (0.0,) * 7)
     )
-    ours, theirs = seven.ours(gates), seven.reference(gates)
-    assert tiny.relative_error(ours, theirs) <= TOLERANCE
-    assert tiny.relative_error(seven.ours(GateVector(gates.weights)), theirs) > 0.01
+    seven.check(gates)
+    everywhere_alike = seven.ours(GateVector(gates.weights))
+    assert tiny.relative_error(everywhere_alike, seven.reference(gates)) > VISIBLE
 
 
 def test_pefts_cat_agrees_where_the_first_adapter_is_plain(seven):
@@ -131,10 +138,11 @@ def test_pefts_cat_agrees_where_the_first_adapter_is_plain(seven):
     gates = GateVector((0.5, 0.0, 0.375, 0.125, 0.0, 0.0, 0.0))
     names, weights = ["a", "c", "d"], [0.5, 0.375, 0.125]
     assert tiny.relative_error(seven.ours(gates), combined(seven, names, weights)) <= TOLERANCE
+    seven.check(gates)
     gates = GateVector((0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0))
     wrong = combined(seven, ["b", "a"], [0.5, 0.5])
-    assert tiny.relative_error(wrong, seven.reference(gates)) > 0.01
-    assert tiny.relative_error(seven.ours(gates), seven.reference(gates)) <= TOLERANCE
+    assert tiny.relative_error(wrong, seven.reference(gates)) > VISIBLE
+    seven.check(gates)
 
 
 @torch.no_grad()
@@ -161,12 +169,12 @@ def test_mixed_rows_equal_each_row_alone_under_peft(seven, left_padded):
         vision = seven.model.encode_vision(screens, routing)
         rows = seven.model.forward_rows(prompts, vision, routing, left_padded=left_padded)
         for index, logits in enumerate(rows):
+            with seven.peft.disable_adapter():
+                alone = bare = tiny.reference_logits(seven.peft, prompts[index], screens[index])
             if index < 7:
                 seven.peft.set_adapter(seven.names[index])
                 alone = tiny.reference_logits(seven.peft, prompts[index], screens[index])
-            else:
-                with seven.peft.disable_adapter():
-                    alone = tiny.reference_logits(seven.peft, prompts[index], screens[index])
+                assert tiny.relative_error(bare, alone) > VISIBLE, index
             assert logits.shape == alone.shape
             assert tiny.relative_error(logits, alone) <= TOLERANCE, index
 
@@ -184,7 +192,9 @@ def test_mixed_soft_and_layered_rows(seven):
         for row, prompt, pixels, gate in zip(rows, prompts, screens, gates, strict=True):
             with tiny.merged(seven.peft, seven.names, gate):
                 alone = tiny.reference_logits(seven.peft, prompt, pixels)
+                bare = tiny.reference_logits(tiny.tiny_base(), prompt, pixels)
             assert tiny.relative_error(row, alone) <= TOLERANCE
+            assert tiny.relative_error(bare, alone) > VISIBLE
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -195,8 +205,11 @@ def test_prefill_and_decode_equal_one_forward(seven, seed):
     start = len(whole.ids) - 4
     prompt = tiny.prompt(6, [7, 8, 9, 10])
     [vision] = seven.model.encode_vision([seven.pixels], routing)
+    off = Routing(seven.experts, (GateVector.zeros(7),))
     with torch.no_grad():
         [full] = seven.model.forward_rows([whole], [vision], routing)
+        [bare] = seven.model.forward_rows([whole], [vision], off)
+    assert tiny.relative_error(bare[start:], full[start:]) > VISIBLE
     logits, state = seven.model.prefill(prompt, vision, routing)
     assert tiny.relative_error(logits, full[start - 1]) <= TOLERANCE
     for at in range(start, len(whole.ids)):
@@ -214,6 +227,9 @@ def test_score_is_the_log_probability_under_one_forward(seven):
         logits = tiny.reference_logits(seven.peft, whole, seven.pixels)
     expected = logits.log_softmax(-1)[-4:-1].gather(1, torch.tensor(completion)[:, None])[:, 0]
     assert tiny.relative_error(scores, expected) <= TOLERANCE
+    off = Routing(seven.experts, (GateVector.zeros(7),))
+    bare = seven.model.score(seven.prompt, completion, vision, off)
+    assert tiny.relative_error(bare, expected) > VISIBLE
 
 
 recipes = st.builds(
@@ -241,7 +257,7 @@ recipes = st.builds(
 
 
 @settings(
-    max_examples=12,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     # An example takes half a second, too much for shrinking.
@@ -256,5 +272,4 @@ def test_any_experts_any_gates(tmp_path_factory, data):
     )
     raw = data.draw(st.lists(st.integers(0, 5), min_size=len(chosen), max_size=len(chosen)))
     total = sum(raw) or 1
-    gates = GateVector(tuple(torch.tensor([part / total for part in raw]).tolist()))
-    assert tiny.relative_error(side.ours(gates), side.reference(gates)) <= TOLERANCE
+    side.check(GateVector(tuple(torch.tensor([part / total for part in raw]).tolist())))

@@ -18,7 +18,7 @@ def weights(rank: int, scale: float) -> LoraWeights:
     return LoraWeights(torch.randn(rank, D_IN), torch.randn(rank, D_OUT), scale)
 
 
-@pytest.fixture()
+@pytest.fixture
 def experts() -> list[dict[str, LoraWeights]]:
     torch.manual_seed(0)
     everywhere = [{name: weights(rank, 0.5 * rank) for name in TARGETS} for rank in RANKS]
@@ -26,7 +26,7 @@ def experts() -> list[dict[str, LoraWeights]]:
     return everywhere
 
 
-@pytest.fixture()
+@pytest.fixture
 def stacks(experts) -> MixtureStacks:
     return MixtureStacks(experts, TARGETS, torch.device("cpu"))
 

@@ -105,13 +105,15 @@ class AdapterRecipe:
 
 def write_adapter(directory: Path, recipe: AdapterRecipe) -> Path:
     """An adapter as PEFT writes it, with weights that matter, in `directory`."""
+    # PEFT writes patterns sorted and takes the first that fits. In another order it could not read
+    # its own file where two of them fit.
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         use_rslora=recipe.rslora,
         target_modules=[*recipe.llm, *recipe.vision],
-        rank_pattern=dict(recipe.rank_pattern),
-        alpha_pattern=dict(recipe.alpha_pattern),
+        rank_pattern=dict(sorted(recipe.rank_pattern.items())),
+        alpha_pattern=dict(sorted(recipe.alpha_pattern.items())),
     )
     with _peft_warnings():
         adapted = get_peft_model(tiny_base(), config)

@@ -81,7 +81,7 @@ def test_claim_window_conventions():
         task = tasks[f"Select {name} from the dropdown list"]
         assert one_call(task) == {"action": "left_click", "coordinate": at(box)}
         assert task.task_type == "provider-dropdown"
-    expected = {"action": "left_click", "coordinate": at(screen.buttons["OK"])}
+    expected = {"action": "double_click", "coordinate": at(screen.buttons["OK"])}
     assert one_call(tasks["Click the OK button"]) == expected
 
 

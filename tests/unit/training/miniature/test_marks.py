@@ -1,0 +1,52 @@
+"""What the tower is taught about a screen, and where."""
+
+import random
+
+import pytest
+
+from training.miniature.marks import NAMES, marks
+from training.miniature.questions import base_questions
+from training.miniature.tower import LessonStream
+from training.screens.calendar import draw_calendar
+from training.screens.claim_window import draw_claim_window
+from training.screens.tasks import tasks_for
+
+DRAWINGS = pytest.mark.parametrize("draw", [draw_calendar, draw_claim_window])
+
+
+@DRAWINGS
+def test_every_mark_has_a_name_of_the_head_and_lies_on_the_screen(draw):
+    for seed in range(20):
+        found = marks(draw(random.Random(seed)))
+        assert {mark.name for mark in found} <= set(NAMES)
+        assert all(0 <= mark.x < 1 and 0 <= mark.y < 1 for mark in found)
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_a_day_is_marked_at_the_middle_of_its_cell():
+    screen = draw_calendar(random.Random(3))
+    width, height = screen.image.size
+    places = {mark.name: (mark.x * width, mark.y * height) for mark in marks(screen)}
+    assert places["day 12"] == pytest.approx(screen.days[12].centre)
+
+
+def test_a_lesson_points_at_the_token_that_holds_the_mark(reader):
+    lesson = next(iter(LessonStream(reader, seed=5)))
+    screen = draw_calendar(random.Random(5))
+    pixels = reader.preprocess(screen.image.convert("RGB"))
+    columns, rows = pixels.grid_thw[2] // 2, pixels.grid_thw[1] // 2
+    mark = next(mark for mark in marks(screen) if mark.name == "day 9")
+    at = int((lesson.name == NAMES.index("day 9")).nonzero()[0])
+    token = int(lesson.token[at])
+    assert (token % columns, token // columns) == (int(mark.x * columns), int(mark.y * rows))
+    x = (token % columns + 0.5 + float(lesson.offset[at, 0])) / columns
+    assert x == pytest.approx(mark.x)
+
+
+@DRAWINGS
+def test_the_base_never_hears_an_expert_s_instruction(draw):
+    for seed in range(20):
+        rng = random.Random(seed)
+        screen = draw(rng)
+        taught = {pair.question for pair in base_questions(screen, rng, 60)}
+        assert not taught & {task.prompt for task in tasks_for(screen, rng)}

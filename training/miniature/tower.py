@@ -1,0 +1,167 @@
+"""Teaches the vision tower to see before the decoder learns to speak.
+
+Knows which image token a mark falls into; does not know questions. Trained through questions alone
+the whole model sits on a plateau for thousands of steps: the decoder finds nothing to look at, and
+so sends the tower nothing to learn from. A head on each image token, thrown away afterwards, names
+what stands in the token, where in it, and where the token is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from executor_service.model.screen import PixelInput, ScreenReader
+from training.miniature.fit import FitConfig, learning_rate, steps_with_progress
+from training.miniature.marks import NAMES, marks
+from training.screens.calendar import draw_calendar
+from training.screens.claim_window import draw_claim_window
+
+# Marks are rare: most tokens hold none, and each name is absent from most.
+POSITIVE_WEIGHT = 8.0
+PLACE_WEIGHT = 4.0
+PLACES = 48  # bins of the width, and of the height
+CALENDARS, CLAIM_WINDOWS = 16, 3
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Screens and their marks.
+
+    `token`, `name` and `offset` ([marks], [marks], [marks, 2]) say which image token of the batch
+    holds which of `NAMES`, and how far from the token's centre in token sides, x then y. `place` is
+    [image tokens, 2]: in which of `PLACES` bins of the width and of the height each token lies.
+    """
+
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+    token: torch.Tensor
+    name: torch.Tensor
+    offset: torch.Tensor
+    place: torch.Tensor
+
+
+class LessonStream(IterableDataset[Lesson]):
+    """Endless freshly drawn lessons, a function of the seed."""
+
+    def __init__(self, reader: ScreenReader, *, seed: int) -> None:
+        self._reader, self._seed = reader, seed
+
+    def __iter__(self) -> Iterator[Lesson]:
+        """Starts over from the seed."""
+        rng = random.Random(self._seed)  # noqa: S311 - drawings, not secrets
+        while True:
+            drawn = [draw_calendar(rng) for _ in range(CALENDARS)]
+            yield self._lesson([*drawn, *(draw_claim_window(rng) for _ in range(CLAIM_WINDOWS))])
+
+    def _lesson(self, screens: Sequence[Any]) -> Lesson:
+        inputs: list[PixelInput] = []
+        token, name, offset, place = [], [], [], []
+        first = 0
+        for screen in screens:
+            pixels = self._reader.preprocess(screen.image.convert("RGB"))
+            rows, columns = pixels.token_grid
+            for mark in marks(screen):
+                x, y = mark.x * columns, mark.y * rows
+                token.append(first + pixels.token_at(mark.x, mark.y))
+                name.append(_INDEX[mark.name])
+                offset.append((x % 1 - 0.5, y % 1 - 0.5))
+            across = (torch.arange(columns) + 0.5) / columns
+            down = (torch.arange(rows) + 0.5) / rows
+            place.append(torch.cartesian_prod(down, across).flip(1))
+            first += pixels.image_tokens
+            inputs.append(pixels)
+        return Lesson(
+            torch.cat([pixels.pixel_values for pixels in inputs]),
+            torch.tensor([pixels.grid_thw for pixels in inputs]),
+            torch.tensor(token),
+            torch.tensor(name),
+            torch.tensor(offset),
+            (torch.cat(place) * PLACES).long(),
+        )
+
+
+_INDEX = {name: index for index, name in enumerate(NAMES)}
+
+
+class MarkHead(nn.Module):
+    """Names, offsets and places from image tokens; lives only while the tower is taught."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.names = nn.Linear(width, len(NAMES))
+        self.offsets = nn.Linear(width, 2 * len(NAMES))
+        self.places = nn.Linear(width, 2 * PLACES)
+        nn.init.constant_(self.names.bias, -5.0)
+
+    def forward(self, tokens: torch.Tensor, lesson: Lesson) -> tuple[torch.Tensor, float, float]:
+        """The loss, the share of marks that their token names (logit above zero), of right places.
+
+        Args:
+            tokens: The tower's output, [image tokens, width].
+            lesson: What they show.
+        """
+        logits = self.names(tokens)
+        present = torch.zeros_like(logits)
+        present[lesson.token, lesson.name] = 1.0
+        weight = torch.full((), POSITIVE_WEIGHT)
+        named = F.binary_cross_entropy_with_logits(
+            logits, present, pos_weight=weight, reduction="sum"
+        )
+        offsets = self.offsets(tokens).view(len(tokens), -1, 2)[lesson.token, lesson.name]
+        placed = F.l1_loss(offsets, lesson.offset, reduction="sum")
+        places = self.places(tokens).view(-1, PLACES)
+        located = F.cross_entropy(places, lesson.place.flatten())
+        loss = (named + POSITIVE_WEIGHT * placed) / len(lesson.token) + PLACE_WEIGHT * located
+        found = (logits[lesson.token, lesson.name] > 0).float().mean()
+        right = (places.argmax(-1) == lesson.place.flatten()).float().mean()
+        return loss, float(found), float(right)
+
+
+def teach_tower(
+    backbone: Qwen3VLModel, checkpoint: Path, state: Path, *, steps: int, seed: int
+) -> None:
+    """Trains the tower of `backbone` in place, or loads what an earlier run taught it.
+
+    Args:
+        backbone: Its `visual` is trained.
+        checkpoint: Directory with the image processor's settings.
+        state: File that the taught tower is written to.
+        steps: Optimiser steps.
+        seed: Of head and screens.
+    """
+    tower = backbone.visual
+    if state.exists():
+        tower.load_state_dict(torch.load(state, weights_only=True))
+        return
+    torch.manual_seed(seed)
+    vision: Any = backbone.config.vision_config
+    head = MarkHead(vision.out_hidden_size)
+    parameters = [*tower.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    config = FitConfig(steps=steps, learning_rate=2e-3)
+    stream = LessonStream(ScreenReader(checkpoint), seed=seed)
+    lessons = iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
+    tower.train()
+    for step, report in steps_with_progress("tower", 0, steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, step)
+        lesson = next(lessons)
+        seen = backbone.get_image_features(lesson.pixel_values, lesson.grid_thw, return_dict=True)
+        loss, found, placed = head(torch.cat(list(seen.pooler_output)), lesson)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        report(f"loss {loss.item():.2f} found {found:.0%} placed {placed:.0%}")
+    state.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tower.state_dict(), state)
