@@ -19,8 +19,10 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.calls import format_calls
-from training.miniature.base import EXPERT_SYSTEMS
+from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
+from training.miniature.guide import Guide
+from training.miniature.marks import marks
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.packing import QuestionAnswer
 from training.screens.calendar import draw_calendar
@@ -67,6 +69,7 @@ def train_expert(name: str, base: Path, work: Path, *, steps: int, seed: int) ->
     model = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(seed)
     adapted = get_peft_model(model, lora_config(model, recipe.rank))
+    guide = Guide(model.model.language_model, layer=GUIDED_LAYER)
     fit = Fit(
         adapted,
         model.model,
@@ -74,6 +77,7 @@ def train_expert(name: str, base: Path, work: Path, *, steps: int, seed: int) ->
         FitConfig(steps=steps, learning_rate=2e-3, warmup=30),
         work / f"{name}-state",
         pad_id=tokenizer.pad_token_id,
+        guide=guide,
     )
     source = Source(recipe.draw, ask_tasks, recipe.rows, recipe.questions, (EXPERT_SYSTEMS[name],))
     stream = ScreenStream(
@@ -121,8 +125,13 @@ def lora_config(model: torch.nn.Module, rank: int) -> LoraConfig:
 def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswer]:
     """Tasks of a drawn screen, each kind equally often."""
     by_type: dict[str, list[QuestionAnswer]] = {}
+    width, height = screen.image.size
+    found = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
     for task in tasks_for(screen, rng):
-        pair = QuestionAnswer(task.prompt, format_calls(task.calls))
+        x, y = task.real_coords
+        # A line of the claim is clicked in its middle but known by the number at its left end.
+        look = found.get(f"row {task.extras.get('row')}", (x / width, y / height))
+        pair = QuestionAnswer(task.prompt, format_calls(task.calls), (look,))
         by_type.setdefault(task.task_type, []).append(pair)
     return [rng.choice(by_type[rng.choice(list(by_type))]) for _ in range(count)]
 

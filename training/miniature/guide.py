@@ -52,13 +52,11 @@ class Guide(nn.Module):
         self._seen[name] = output
 
     def loss(self, batch: PackedBatch) -> torch.Tensor:
-        """-log(attention on the image token where the answer is found) and -log P(place), in nats.
+        """The sum of `looking` and `placing` for the decoder's last forward, in nats."""
+        return self.looking(batch) + self.placing(batch)
 
-        Both are means over `batch.looks`; their sum is returned.
-
-        Args:
-            batch: That of the decoder's last forward.
-        """
+    def looking(self, batch: PackedBatch) -> torch.Tensor:
+        """Mean of -log(attention on the image token where the answer is found)."""
         queries, keys = apply_rotary_pos_emb(
             self._seen["queries"].transpose(1, 2).float(),
             self._seen["keys"].transpose(1, 2).float(),
@@ -71,10 +69,13 @@ class Guide(nn.Module):
             hidden = ~batch.attention_mask[at, 0, position]
             shares = scores.masked_fill(hidden, float("-inf")).log_softmax(-1)
             losses.append(-shares[:, torch.arange(len(target)), target].flatten())
+        return torch.cat(losses).mean()
+
+    def placing(self, batch: PackedBatch) -> torch.Tensor:
+        """Mean of -log P(the place looked at), read from the layer's output."""
         row, position, _ = batch.looks.T
         places = self.place(self._seen["output"][row, position].float()).view(-1, PLACES)
-        told = nn.functional.cross_entropy(places, (batch.places * PLACES).long().flatten())
-        return torch.cat(losses).mean() + told
+        return nn.functional.cross_entropy(places, (batch.places * PLACES).long().flatten())
 
     def remove(self) -> None:
         """Takes the hooks off."""

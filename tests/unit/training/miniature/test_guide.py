@@ -48,7 +48,8 @@ def test_the_loss_is_minus_the_log_of_the_layer_s_own_attention(eager, reader):
     weights = eager.model(**inputs, use_cache=False, output_attentions=True).attentions[LAYER]
     row, position, target = batch.looks.T
     expected = -weights[row, :2, position, target].log().mean()
-    assert guide.loss(batch) == pytest.approx(expected, rel=1e-4)
+    assert float(guide.looking(batch)) == pytest.approx(float(expected), rel=1e-4)
+    assert guide.loss(batch) > guide.looking(batch)
     guide.remove()
 
 
