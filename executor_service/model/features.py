@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from executor_service.model.decoder import Decoder
 from executor_service.model.prompt import FEATURE_TEMPLATE_VERSION, BuiltPrompt
 from executor_service.model.rows import RowBatch, VisionOutput
 from service_chassis.errors import Internal
@@ -95,28 +96,6 @@ class Features:
     vision: torch.Tensor
 
 
-def hidden_after(language_model: Any, batch: RowBatch, layers: int) -> torch.Tensor:
-    """Hidden states behind the first decoder layers; the others do not run.
-
-    Args:
-        language_model: A `Qwen3VLTextModel`.
-        batch: Its input; a single row, or rows of one length.
-        layers: How many layers run, from 1.
-
-    Returns:
-        [rows, T, hidden], before any final norm; DeepStack features are part of it.
-    """
-    hidden = batch.embeds
-    rotary = language_model.rotary_emb(hidden, batch.positions[1:])
-    for index, layer in enumerate(language_model.layers[:layers]):
-        hidden = layer(hidden, position_embeddings=rotary, attention_mask=batch.mask)
-        if index < len(batch.deepstack):
-            addend = torch.zeros_like(hidden)
-            addend[batch.image_mask] = batch.deepstack[index]
-            hidden = hidden + addend
-    return hidden
-
-
 def spec_for(
     config: Any, base_digest: str, text_layer: int, text_pooling: str, vision_source: str
 ) -> FeatureSpec:
@@ -141,36 +120,49 @@ def spec_for(
     )
 
 
+@dataclass(frozen=True)
+class FeatureRow:
+    """One instruction in the feature template, and its screen, encoded with all gates zero.
+
+    `span` is the half-open range of the instruction's own tokens in `ids`.
+    """
+
+    ids: tuple[int, ...]
+    span: tuple[int, int]
+    vision: VisionOutput
+
+
 def extract(
-    base: Any,
-    build: Callable[[BuiltPrompt, VisionOutput], RowBatch],
-    ids: Sequence[int],
-    span: tuple[int, int],
-    vision: VisionOutput,
+    decoder: Decoder,
+    build: Callable[[Sequence[BuiltPrompt], Sequence[VisionOutput]], RowBatch],
+    rows: Sequence[FeatureRow],
     spec: FeatureSpec,
-) -> Features:
-    """Runs what the spec asks for and pools it; gates are the caller's business.
+    config: Any,
+) -> list[Features]:
+    """Runs what the spec asks for, all rows together, and pools it; gates are the caller's.
 
     Args:
-        base: A `Qwen3VLForConditionalGeneration`.
-        build: A prompt and its screen to one row of input.
-        ids: The feature template with the instruction in it.
-        span: The instruction's own tokens, half-open.
-        vision: The screen.
+        decoder: The language model's layers.
+        build: Prompts and their screens to input rows.
+        rows: What to look at, at least one.
         spec: What to take and where.
+        config: The model's.
 
     Raises:
         Internal: The features are not what the spec says, or not finite.
     """
-    no_screen = VisionOutput(vision.embeds[:0], (), (1, 0, 0))
-    row = build(BuiltPrompt(tuple(ids), len(ids), 0), no_screen)
-    hidden = hidden_after(base.model.language_model, row, spec.text_layer)
-    text = pool_text(hidden[0], span, spec.text_pooling)
-    if spec.vision_source != "fused":
-        return checked(text, pool_vision(vision, spec.vision_source), spec)
-    both = build(_with_screen(ids, span[0], vision.embeds.shape[0], base.config), vision)
-    hidden = hidden_after(base.model.language_model, both, spec.text_layer)
-    return checked(text, hidden[both.image_mask].float().mean(dim=0), spec)
+    no_screen = [VisionOutput(row.vision.embeds[:0], (), (1, 0, 0)) for row in rows]
+    batch = build([BuiltPrompt(row.ids, len(row.ids), 0) for row in rows], no_screen)
+    hidden = decoder.after(batch, spec.text_layer)
+    texts = [
+        pool_text(states, row.span, spec.text_pooling)
+        for states, row in zip(hidden, rows, strict=True)
+    ]
+    if spec.vision_source == "fused":
+        screens = _fused(decoder, build, rows, spec, config)
+    else:
+        screens = [pool_vision(row.vision, spec.vision_source) for row in rows]
+    return [checked(text, seen, spec) for text, seen in zip(texts, screens, strict=True)]
 
 
 def pool_text(hidden: torch.Tensor, span: tuple[int, int], pooling: str) -> torch.Tensor:
@@ -208,6 +200,25 @@ def checked(text: torch.Tensor, vision: torch.Tensor, spec: FeatureSpec) -> Feat
     if not (features.text.isfinite().all() and features.vision.isfinite().all()):
         raise Internal("FEATURES_NOT_FINITE", "Features are not finite. Report it.")
     return features
+
+
+def _fused(
+    decoder: Decoder,
+    build: Callable[[Sequence[BuiltPrompt], Sequence[VisionOutput]], RowBatch],
+    rows: Sequence[FeatureRow],
+    spec: FeatureSpec,
+    config: Any,
+) -> list[torch.Tensor]:
+    """Mean hidden state of each screen's tokens behind the spec's layer, [hidden] each."""
+    prompts = [
+        _with_screen(row.ids, row.span[0], row.vision.embeds.shape[0], config) for row in rows
+    ]
+    batch = build(prompts, [row.vision for row in rows])
+    hidden = decoder.after(batch, spec.text_layer)
+    return [
+        states[start:end].float().mean(dim=0)
+        for states, (start, end) in zip(hidden, batch.images, strict=True)
+    ]
 
 
 def _with_screen(ids: Sequence[int], at: int, image_tokens: int, config: Any) -> BuiltPrompt:

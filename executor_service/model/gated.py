@@ -8,26 +8,50 @@ when it is over; nothing about a request stays on a module.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer
 
+from executor_service.core import GateVector
 from executor_service.errors import NotLoadable
 from executor_service.model import features as feature
 from executor_service.model.checkpoint import base_digest, base_name, load_base
+from executor_service.model.decoder import Decoder
 from executor_service.model.experts import ExpertSet, LoadedExpert, Routing
-from executor_service.model.features import Features, FeatureSpec
+from executor_service.model.features import FeatureRow, Features, FeatureSpec
 from executor_service.model.layers import install
 from executor_service.model.prompt import BuiltPrompt
-from executor_service.model.rows import DecodeState, RowBatch, VisionOutput, build_rows
+from executor_service.model.rows import RowBatch, VisionOutput, build_rows
 from executor_service.model.screen import PixelInput
+from executor_service.model.slots import SlotCache
+from executor_service.model.static import DecodeBackend, StaticDecoder
 from executor_service.model.targets import find_targets
 
-__all__ = ["DecodeState", "GatedModel", "Routing", "VisionOutput"]
+__all__ = ["DecodeRow", "GatedModel", "Routing", "VisionOutput"]
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One answer's next token.
+
+    Attributes:
+        token_id: The token chosen last.
+        slot: Where its keys and values are.
+        length: Tokens that the slot holds.
+        position: Where the token stands, the same in all three axes of M-RoPE.
+        gates: The same as in prefill.
+    """
+
+    token_id: int
+    slot: int
+    length: int
+    position: int
+    gates: GateVector
 
 
 class GatedModel:
@@ -62,9 +86,8 @@ class GatedModel:
         self.targets = find_targets(base)
         self.state = install(base, self.targets.values())
         self._language = base.model.language_model
-        # transformers 5.24 renamed the argument; 5.40 is to drop the old name.
-        arguments = inspect.signature(self._language.forward).parameters
-        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
+        self._decoder = Decoder(self._language)
+        self._static: WeakKeyDictionary[SlotCache, StaticDecoder] = WeakKeyDictionary()
         self._merge = int(base.config.vision_config.spatial_merge_size)
 
     @classmethod
@@ -117,81 +140,109 @@ class GatedModel:
         with self.state.applied(tower or {}):
             return self.look(screens)
 
+    def slot_cache(self, *, slots: int, length: int, decode: DecodeBackend = "eager") -> SlotCache:
+        """Room for the keys and values of answers.
+
+        Args:
+            slots: Answers at once.
+            length: Tokens of the longest prompt and answer together.
+            decode: How `decode` runs over these slots: kernel by kernel, in static shapes, or in
+                static shapes as CUDA graphs.
+        """
+        config = self.config.text_config
+        cache = SlotCache(config, slots=slots, length=length, device=self.device, dtype=self.dtype)
+        if decode != "eager":
+            self._static[cache] = StaticDecoder(
+                self._language,
+                self.base.lm_head,
+                self._decoder,
+                self.state,
+                capture=decode == "cuda_graph",
+            )
+        return cache
+
     @torch.no_grad()
-    def prefill(
-        self, prompt: BuiltPrompt, vision: VisionOutput, routing: Routing
-    ) -> tuple[torch.Tensor, DecodeState]:
-        """Runs a whole prompt.
+    def row(self, prompt: BuiltPrompt, vision: VisionOutput) -> RowBatch:
+        """A prompt and its screen as one row, to be prefilled in parts.
 
         Args:
             prompt: The prompt.
             vision: Its screen, under the same gates if an expert with a gate adapts the tower.
-            routing: One row.
-
-        Returns:
-            Logits of the next token, float32 [vocab], and the state to decode with.
         """
-        batch = self._row(prompt, vision)
-        cache = DynamicCache(config=self.config.text_config)
-        with self.state.applied(routing.experts.text_updates(routing.gates)):
-            hidden = self._run(batch.language_input(), cache)
-        logits = self.base.lm_head(hidden[0, -1]).float()
-        next_position = int(batch.positions[1:].max()) + 1
-        return logits, DecodeState(cache, len(prompt.ids), next_position)
+        return self._rows([prompt], [vision])
 
     @torch.no_grad()
-    def step(self, token_id: int, state: DecodeState, routing: Routing) -> torch.Tensor:
-        """Runs one token; changes `state`.
+    def prefill(
+        self, row: RowBatch, span: tuple[int, int], slots: SlotCache, slot: int, routing: Routing
+    ) -> torch.Tensor:
+        """Runs a part of a row and leaves its keys and values in a slot.
 
         Args:
-            token_id: The token chosen last.
-            state: Of this sequence.
-            routing: The same as in prefill.
+            row: A single row.
+            span: The part, half-open; what lies before it is in the slot already.
+            slots: Where to keep.
+            slot: Which one.
+            routing: One gate vector.
 
         Returns:
-            Logits of the next token, float32 [vocab].
+            Hidden states behind the final norm, [tokens of the part, hidden].
         """
-        # [4, 1, 1]: text position, then time, height and width
-        positions = torch.full((4, 1, 1), state.next_position, device=self.device)
-        positions[0] = state.length
-        ids = torch.tensor([[token_id]], device=self.device)
         with self.state.applied(routing.experts.text_updates(routing.gates)):
-            embeds = self._language.embed_tokens(ids)
-            hidden = self._run({"inputs_embeds": embeds, "position_ids": positions}, state.cache)
-        state.length += 1
-        state.next_position += 1
-        logits: torch.Tensor = self.base.lm_head(hidden[0, -1]).float()
+            return self._decoder.run(row.part(*span), slots.chunk(slot, *span))[0]
+
+    @torch.no_grad()
+    def decode(
+        self, rows: Sequence[DecodeRow], slots: SlotCache, experts: ExpertSet
+    ) -> torch.Tensor:
+        """Runs one token of each of several answers, each under its own gates.
+
+        Gates per layer run eagerly, whatever these slots were made for.
+
+        Args:
+            rows: At least one, no two in one slot.
+            slots: Their keys and values; one more token is kept in each of their slots.
+            experts: The snapshot that all of them hold.
+
+        Returns:
+            Logits of each next token, float32 [rows, vocab].
+        """
+        static = self._static.get(slots)
+        if static is not None and not any(row.gates.layers for row in rows):
+            return static.decode(rows, slots, experts)
+        kept = slots.step([row.slot for row in rows], [row.length for row in rows])
+        at = [row.slot - kept.first for row in rows]
+        gates = [GateVector.zeros(len(experts.names))] * kept.count
+        table = torch.zeros(3, kept.count, dtype=torch.long)  # token id, length, position
+        for place, row in zip(at, rows, strict=True):
+            gates[place] = row.gates
+            table[:, place] = torch.tensor((row.token_id, row.length, row.position))
+        ids, lengths, positions = table.to(self.device)
+        visible = torch.arange(kept.longest, device=self.device) <= lengths[:, None]
+        batch = RowBatch(
+            embeds=self._language.embed_tokens(ids[:, None]),
+            positions=torch.stack([lengths, *[positions] * 3])[:, :, None],
+            mask=visible[:, None, None],
+            image_mask=visible[:, :0],
+            deepstack=(),
+            spans=((0, 1),) * kept.count,
+            images=((0, 0),) * kept.count,
+        )
+        with self.state.applied(experts.text_updates(tuple(gates))):
+            hidden = self._decoder.run(batch, kept)
+        return self.logits(hidden[at, 0])
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 [..., vocab], of hidden states behind the final norm."""
+        logits: torch.Tensor = self.base.lm_head(hidden).float()
         return logits
 
     @torch.no_grad()
-    def score(
-        self,
-        prompt: BuiltPrompt,
-        completion: Sequence[int],
-        vision: VisionOutput,
-        routing: Routing,
-    ) -> torch.Tensor:
-        """Log-probabilities of a given completion, in one forward.
-
-        Args:
-            prompt: The prompt.
-            completion: Token ids behind it, at least one.
-            vision: The prompt's screen.
-            routing: One row.
-
-        Returns:
-            Natural-log probabilities, float32 [len(completion)].
-        """
-        whole = BuiltPrompt(
-            (*prompt.ids, *completion[:-1]), prompt.image_start, prompt.image_tokens
-        )
-        batch = self._row(whole, vision)
-        with self.state.applied(routing.experts.text_updates(routing.gates)):
-            hidden = self._run(batch.language_input())
-        logits = self.base.lm_head(hidden[0, len(prompt.ids) - 1 :]).float()
-        chosen = torch.tensor(list(completion), device=self.device)
-        scores: torch.Tensor = logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
-        return scores
+    def log_probabilities(self, hidden: torch.Tensor, next_ids: Sequence[int]) -> list[float]:
+        """Natural-log probability of each token behind its state; `hidden` is [n, hidden]."""
+        chosen = torch.tensor(list(next_ids), device=self.device)
+        scores = self.logits(hidden).log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
+        return [float(score) for score in scores.tolist()]
 
     def forward_rows(
         self,
@@ -216,26 +267,18 @@ class GatedModel:
             return self.read(prompts, vision, left_padded=left_padded)
 
     @torch.no_grad()
-    def features(
-        self,
-        text_ids: Sequence[int],
-        text_span: tuple[int, int],
-        vision: VisionOutput,
-        spec: FeatureSpec,
-    ) -> Features:
-        """The router's view of an instruction and a screen, all gates zero.
+    def features(self, rows: Sequence[FeatureRow], spec: FeatureSpec) -> list[Features]:
+        """The router's view of instructions and screens, all gates zero, in one forward.
 
         Args:
-            text_ids: The feature template with the instruction in it.
-            text_span: The instruction's own tokens, half-open.
-            vision: The screen, encoded with all gates zero.
+            rows: Instructions with their screens, encoded with all gates zero.
             spec: What to take and where.
 
         Raises:
             Internal: The features are not what the spec says, or not finite.
         """
         with self.state.applied({}):
-            return feature.extract(self.base, self._row, text_ids, text_span, vision, spec)
+            return feature.extract(self._decoder, self._rows, rows, spec, self.config)
 
     def feature_spec(
         self, *, text_layer: int, text_pooling: str = "mean", vision_source: str = "tower"
@@ -271,7 +314,7 @@ class GatedModel:
     ) -> list[torch.Tensor]:
         """The language model under whatever gates are applied now; see `forward_rows`."""
         batch = self._rows(prompts, vision, left_padded=left_padded)
-        hidden = self._run(batch.language_input())
+        hidden = self._decoder.run(batch)
         return [
             self.base.lm_head(row[start:end])
             for row, (start, end) in zip(hidden, batch.spans, strict=True)
@@ -286,12 +329,3 @@ class GatedModel:
     ) -> RowBatch:
         embedding = self._language.embed_tokens
         return build_rows(prompts, vision, embedding, self._merge, left_padded=left_padded)
-
-    def _row(self, prompt: BuiltPrompt, vision: VisionOutput) -> RowBatch:
-        return self._rows([prompt], [vision])
-
-    def _run(self, inputs: dict[str, Any], cache: DynamicCache | None = None) -> torch.Tensor:
-        kept = {} if cache is None else {self._cache_argument: cache}
-        output = self._language(**inputs, **kept, use_cache=cache is not None)
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden

@@ -140,5 +140,6 @@ def _probe_logits(model: GatedModel, routing: Routing) -> torch.Tensor:
     [vision] = model.encode_vision([screen], routing)
     image = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
     prompt = BuiltPrompt((*image, *range(_PROBE_TEXT_TOKENS)), 1, 1)
-    logits, _ = model.prefill(prompt, vision, routing)
-    return logits
+    with torch.no_grad():
+        [logits] = model.forward_rows([prompt], [vision], routing)
+    return logits[-1].float()

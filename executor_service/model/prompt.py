@@ -36,11 +36,13 @@ class BuiltPrompt:
     """Token ids of a prompt, and where the screen's placeholder sits in them.
 
     The image token ids occupy `ids[image_start : image_start + image_tokens]`, and nowhere else.
+    The system turn is the first `system_tokens` ids.
     """
 
     ids: tuple[int, ...]
     image_start: int
     image_tokens: int
+    system_tokens: int = 0
 
 
 class PromptBuilder:
@@ -92,6 +94,7 @@ class PromptBuilder:
         if system is not None:
             encode = self._encode_trusted if trusted_system else self.encode_literal
             ids += [self._im_start, *encode(f"system\n{system}"), *self._end()]
+        system_tokens = len(ids)
         for turn in history:
             if turn.role not in ROLES:
                 raise InvalidArgument(
@@ -103,7 +106,7 @@ class PromptBuilder:
         ids += [self._image_pad] * image_tokens
         ids += [self._vision_end, *self.encode_literal(text), *self._end()]
         ids += [self._im_start, *self.encode_literal("assistant\n")]
-        return BuiltPrompt(tuple(ids), image_start, image_tokens)
+        return BuiltPrompt(tuple(ids), image_start, image_tokens, system_tokens)
 
     def feature_ids(self, text: str) -> tuple[tuple[int, ...], int, int]:
         """The feature template: the instruction alone, as a user turn.

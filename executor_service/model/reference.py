@@ -15,7 +15,7 @@ from torch import nn
 
 from executor_service.core import RoutingMode
 from executor_service.model.experts import ExpertSet
-from executor_service.model.features import FeatureSpec
+from executor_service.model.features import FeatureRow, FeatureSpec
 from executor_service.model.gated import GatedModel
 from executor_service.model.layers import GatedUpdate
 from executor_service.model.prompt import BuiltPrompt
@@ -145,10 +145,11 @@ class MultiLoRAWithRouter(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Text [rows, text_dim] and vision [rows, vision_dim] features, all gates zero."""
         seen = self._model.encode_vision(images, None)
-        found = [
-            self._model.features(row.feature_ids, row.feature_span, vision, self._spec)
+        asked = [
+            FeatureRow(row.feature_ids, row.feature_span, vision)
             for row, vision in zip(rows, seen, strict=True)
         ]
+        found = self._model.features(asked, self._spec)
         text = torch.stack([features.text for features in found])
         vision = torch.stack([features.vision for features in found])
         return text.to(self._model.device), vision.to(self._model.device)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from executor_service.model.prompt import BuiltPrompt
 
@@ -42,10 +40,11 @@ class RowBatch:
     Attributes:
         embeds: [rows, T, hidden].
         positions: [4, rows, T]: text position, then time, height and width of M-RoPE.
-        mask: bool [rows, 1, T, T], True where a query sees a key; None: causal, no padding.
+        mask: bool [rows, 1, T, keys], True where a query sees a key; None: causal, no padding.
         image_mask: bool [rows, T], the image tokens.
         deepstack: [image tokens of all rows, hidden] each.
         spans: Where each row's tokens lie in T, half-open.
+        images: Where each row's image tokens lie in T, half-open.
     """
 
     embeds: torch.Tensor
@@ -54,31 +53,22 @@ class RowBatch:
     image_mask: torch.Tensor
     deepstack: tuple[torch.Tensor, ...]
     spans: tuple[tuple[int, int], ...]
+    images: tuple[tuple[int, int], ...]
 
-    def language_input(self) -> dict[str, Any]:
-        """Arguments of `Qwen3VLTextModel.forward`."""
-        return {
-            "inputs_embeds": self.embeds,
-            "position_ids": self.positions,
-            "attention_mask": self.mask,
-            "visual_pos_masks": self.image_mask,
-            "deepstack_visual_embeds": list(self.deepstack),
-        }
-
-
-@dataclass
-class DecodeState:
-    """A sequence under way: its keys and values, and where its next token stands.
-
-    Attributes:
-        cache: Grows with every step.
-        length: Tokens in the cache.
-        next_position: M-RoPE position of the next token, the same in all three axes.
-    """
-
-    cache: DynamicCache
-    length: int
-    next_position: int
+    def part(self, start: int, end: int) -> RowBatch:
+        """Tokens [start, end) of a single row, behind those that are in its slot already."""
+        [(first, last)] = self.images
+        seen = slice(max(start, first) - first, max(min(end, last), first) - first)
+        keys = torch.arange(end, device=self.embeds.device)
+        return RowBatch(
+            embeds=self.embeds[:, start:end],
+            positions=self.positions[:, :, start:end],
+            mask=(keys <= keys[start:, None])[None, None] if start else None,
+            image_mask=self.image_mask[:, start:end],
+            deepstack=tuple(part[seen] for part in self.deepstack),
+            spans=((0, end - start),),
+            images=((max(first - start, 0), max(last - start, 0)),),
+        )
 
 
 def rope_positions(prompt: BuiltPrompt, grid_thw: tuple[int, int, int], merge: int) -> torch.Tensor:
@@ -133,6 +123,7 @@ def build_rows(
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     positions = torch.zeros(4, len(prompts), longest, dtype=torch.long)
     image_mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    images = []
     for row, (prompt, seen, (start, end)) in enumerate(zip(prompts, vision, spans, strict=True)):
         if seen.embeds.shape[0] != prompt.image_tokens:
             raise ValueError("the prompt's image tokens are not those of its vision output")
@@ -141,11 +132,12 @@ def build_rows(
         positions[1:, row, start:end] = rope_positions(prompt, seen.grid_thw, merge)
         at = start + prompt.image_start
         image_mask[row, at : at + prompt.image_tokens] = True
+        images.append((at, at + prompt.image_tokens))
     image_mask = image_mask.to(device)
     embeds = embedding(ids.to(device))
-    images = torch.cat([seen.embeds for seen in vision]).to(embeds)
+    looks = torch.cat([seen.embeds for seen in vision]).to(embeds)
     return RowBatch(
-        embeds=embeds.masked_scatter(image_mask.unsqueeze(-1), images),
+        embeds=embeds.masked_scatter(image_mask.unsqueeze(-1), looks),
         positions=positions.to(device),
         mask=_mask(spans, longest).to(device) if min(lengths) < longest else None,
         image_mask=image_mask,
@@ -154,6 +146,7 @@ def build_rows(
             for parts in zip(*(seen.deepstack for seen in vision), strict=True)
         ),
         spans=spans,
+        images=tuple(images),
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from executor_service.core import GateVector, RoutingChoice, RoutingMode, resolve_gates
 from executor_service.model.experts import ExpertSet
-from executor_service.model.gated import GatedModel, Routing
+from executor_service.model.gated import DecodeRow, GatedModel, Routing
 from tests.unit.executor_service.model import tiny
 from tests.unit.executor_service.model.tiny import AdapterRecipe
 
@@ -198,7 +198,8 @@ def test_mixed_soft_and_layered_rows(seven):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_prefill_and_decode_equal_one_forward(seven, seed):
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_prefill_and_decode_equal_one_forward(seven, seed, chunk):
     gates = soft(7, seed) if seed else GateVector.one_hot(7, 0)
     routing = Routing(seven.experts, (gates,))
     whole = tiny.prompt(6, [7, 8, 9, 10, 30, 31, 32, 33])
@@ -210,26 +211,80 @@ def test_prefill_and_decode_equal_one_forward(seven, seed):
         [full] = seven.model.forward_rows([whole], [vision], routing)
         [bare] = seven.model.forward_rows([whole], [vision], off)
     assert tiny.relative_error(bare[start:], full[start:]) > VISIBLE
-    logits, state = seven.model.prefill(prompt, vision, routing)
-    assert tiny.relative_error(logits, full[start - 1]) <= TOLERANCE
+    slots = seven.model.slot_cache(slots=3, length=32)
+    row = seven.model.row(prompt, vision)
+    for at in range(0, start, chunk):
+        span = (at, min(at + chunk, start))
+        hidden = seven.model.prefill(row, span, slots, 1, routing)
+        assert tiny.relative_error(seven.model.logits(hidden), full[slice(*span)]) <= TOLERANCE
+    offset = int(row.positions[1:].max()) + 1 - start
     for at in range(start, len(whole.ids)):
-        logits = seven.model.step(whole.ids[at], state, routing)
+        token = DecodeRow(whole.ids[at], 1, at, at + offset, gates)
+        [logits] = seven.model.decode([token], slots, seven.experts)
         assert tiny.relative_error(logits, full[at]) <= TOLERANCE
 
 
-def test_score_is_the_log_probability_under_one_forward(seven):
+def test_answers_decoded_together_are_those_of_each_alone(seven):
+    """Rows of other lengths, positions, screens and gates, a gap between their slots."""
+    slots = seven.model.slot_cache(slots=4, length=64)
+    placed = {3: soft(7, 1), 0: GateVector.one_hot(7, 2), 2: GateVector.zeros(7)}
+    rows, expected = [], []
+    for slot, gates in placed.items():
+        routing = Routing(seven.experts, (gates,))
+        pixels = tiny.screen(1 + slot, 2, seed=slot)
+        prompt = tiny.prompt(2 + 2 * slot, [7, 8, 9][: 1 + slot])
+        [vision] = seven.model.encode_vision([pixels], routing)
+        row = seven.model.row(prompt, vision)
+        seven.model.prefill(row, (0, len(prompt.ids)), slots, slot, routing)
+        position = int(row.positions[1:].max()) + 1
+        rows.append(DecodeRow(40 + slot, slot, len(prompt.ids), position, gates))
+        longer = tiny.prompt(2 + 2 * slot, [*[7, 8, 9][: 1 + slot], 40 + slot])
+        with torch.no_grad():
+            expected.append(seven.model.forward_rows([longer], [vision], routing)[0][-1])
+    together = seven.model.decode(rows, slots, seven.experts)
+    for logits, wanted in zip(together, expected, strict=True):
+        assert tiny.relative_error(logits, wanted) <= TOLERANCE
+    assert not slots.keys[0][1].any(), "the slot in the gap was not written"
+
+
+def test_a_restored_prefix_is_as_good_as_a_prefilled_one(seven):
+    routing = Routing(seven.experts, (soft(7),))
+    [vision] = seven.model.encode_vision([seven.pixels], routing)
+    row, length = seven.model.row(seven.prompt, vision), len(seven.prompt.ids)
+    slots = seven.model.slot_cache(slots=2, length=32)
+    whole = seven.model.prefill(row, (0, length), slots, 0, routing)
+    slots.restore(1, slots.save(0, 2))
+    assert torch.equal(slots.keys[1][1, :, :2], slots.keys[1][0, :, :2])
+    rest = seven.model.prefill(row, (2, length), slots, 1, routing)
+    assert tiny.relative_error(rest, whole[2:]) <= TOLERANCE
+
+
+def test_a_cleared_slot_forgets_what_is_not_a_number(seven):
+    slots = seven.model.slot_cache(slots=2, length=8)
+    for part in (*slots.keys, *slots.values):
+        part.fill_(float("nan"))
+    slots.clear(1)
+    assert all(not part[1].any() and part[0].isnan().all() for part in slots.values)
+
+
+def test_log_probabilities_are_those_of_one_forward(seven):
     routing = Routing(seven.experts, (soft(7),))
     completion = [30, 31, 32]
-    [vision] = seven.model.encode_vision([seven.pixels], routing)
-    scores = seven.model.score(seven.prompt, completion, vision, routing)
     whole = tiny.prompt(6, [7, 8, 9, 10, *completion])
+    [vision] = seven.model.encode_vision([seven.pixels], routing)
+    slots = seven.model.slot_cache(slots=1, length=32)
+
+    def scores(routing: Routing) -> torch.Tensor:
+        row = seven.model.row(whole, vision)
+        hidden = seven.model.prefill(row, (0, len(whole.ids)), slots, 0, routing)
+        return torch.tensor(seven.model.log_probabilities(hidden[-4:-1], completion))
+
     with tiny.merged(seven.peft, seven.names, soft(7)), torch.no_grad():
         logits = tiny.reference_logits(seven.peft, whole, seven.pixels)
     expected = logits.log_softmax(-1)[-4:-1].gather(1, torch.tensor(completion)[:, None])[:, 0]
-    assert tiny.relative_error(scores, expected) <= TOLERANCE
+    assert tiny.relative_error(scores(routing), expected) <= TOLERANCE
     off = Routing(seven.experts, (GateVector.zeros(7),))
-    bare = seven.model.score(seven.prompt, completion, vision, off)
-    assert tiny.relative_error(bare, expected) > VISIBLE
+    assert tiny.relative_error(scores(off), expected) > VISIBLE
 
 
 recipes = st.builds(

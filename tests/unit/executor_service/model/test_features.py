@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from executor_service.core import GateVector
+from executor_service.model.decoder import Decoder
 from executor_service.model.features import (
     TEXT_POOLINGS,
     VISION_SOURCES,
+    FeatureRow,
     FeatureSpec,
     checked,
-    hidden_after,
     pool_text,
 )
 from executor_service.model.gated import Routing
@@ -44,7 +45,8 @@ def features(model, spec: FeatureSpec, instruction=(30, 31, 32), pixels=None):
     ids = (*HEAD, *instruction, *TAIL)
     span = (len(HEAD), len(HEAD) + len(instruction))
     [vision] = model.encode_vision([pixels or tiny.screen(2, 3)], None)
-    return model.features(ids, span, vision, spec)
+    [found] = model.features([FeatureRow(ids, span, vision)], spec)
+    return found
 
 
 def states_by_transformers(base, ids, pixels=None) -> list[torch.Tensor]:
@@ -126,10 +128,28 @@ def test_hidden_states_of_all_layers_give_the_models_logits(model):
     [vision] = model.encode_vision([pixels], None)
     language = model.base.model.language_model
     with torch.no_grad():
-        hidden = hidden_after(language, model._row(row, vision), LAYERS)
+        hidden = Decoder(language).after(model.row(row, vision), LAYERS)
         logits = model.base.lm_head(language.norm(hidden))[0]
         expected = tiny.reference_logits(tiny.tiny_base(), row, pixels)
     assert tiny.relative_error(logits, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("source", VISION_SOURCES)
+@pytest.mark.parametrize("pooling", TEXT_POOLINGS)
+def test_rows_together_get_what_each_gets_alone(model, source, pooling):
+    spec = model.feature_spec(text_layer=2, text_pooling=pooling, vision_source=source)
+    screens = [tiny.screen(2, 3), tiny.screen(1, 1, seed=1), tiny.screen(3, 2, seed=2)]
+    asked = [
+        FeatureRow((*HEAD, *instruction, *TAIL), (2, 2 + len(instruction)), vision)
+        for instruction, vision in zip(
+            [(30,), tuple(range(20, 40)), (40, 41)], model.encode_vision(screens, None), strict=True
+        )
+    ]
+    together = model.features(asked, spec)
+    for one, row in zip(together, asked, strict=True):
+        [alone] = model.features([row], spec)
+        assert tiny.relative_error(one.text, alone.text) <= TOLERANCE
+        assert tiny.relative_error(one.vision, alone.vision) <= TOLERANCE
 
 
 # --- pooling ------------------------------------------------------------------------------------
@@ -211,7 +231,8 @@ def test_features_are_those_of_the_bare_base_even_after_an_expert_ran(model, tmp
     assert torch.equal(after.text, before.text)
     assert torch.equal(after.vision, before.vision)
     [adapted] = model.encode_vision([pixels], Routing(experts, (GateVector((1.0,)),)))
-    under_gates = model.features((*HEAD, 30, 31, 32, *TAIL), (2, 5), adapted, spec)
+    asked = FeatureRow((*HEAD, 30, 31, 32, *TAIL), (2, 5), adapted)
+    [under_gates] = model.features([asked], spec)
     assert tiny.relative_error(under_gates.vision, before.vision) > 0.01
 
 
@@ -223,7 +244,7 @@ def test_leftover_gates_are_an_error_and_not_features(model, tmp_path):
         with pytest.raises(RuntimeError, match="applied already"):
             model.encode_vision([tiny.screen(1, 1)], None)
         with pytest.raises(RuntimeError, match="applied already"):
-            model.features((*HEAD, 30), (2, 3), vision, SPEC)
+            model.features([FeatureRow((*HEAD, 30), (2, 3), vision)], SPEC)
 
 
 @pytest.mark.parametrize(("text", "vision"), [(63, 64), (64, 128)])

@@ -4,6 +4,7 @@ import torch._dynamo.testing
 from torch import nn
 
 from executor_service.model.layers import GatedForward, GatedUpdate, GateState, gated, install
+from executor_service.model.mixture import LoraWeights, MixtureStacks
 from executor_service.model.targets import RowKind, Target
 from tests.unit.executor_service.model import tiny
 
@@ -132,6 +133,51 @@ def test_gates_keep_float32_in_a_half_precision_base():
     # 384 * 1.0035 = 385.3, between bfloat16's 384 and 386; a bfloat16 gate would stay at 384.
     assert gated(y, x, wide).item() == 386
     assert gated(y, x, wide).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_input_stays_as_it_was(grad):
+    """The sum is written over the base's output, never over what others may hold."""
+    layer, state = install_on(nn.Linear(D_IN, D_OUT))
+    x, change = torch.randn(2, 3, D_IN), update(4, (2, 1))
+    before, weight = x.clone(), layer.weight.detach().clone()
+    with torch.set_grad_enabled(grad), state.applied({"layer": change}):
+        first, second = layer(x), layer(x)
+    assert torch.equal(first, second)
+    assert torch.equal(x, before)
+    assert torch.equal(layer.weight, weight)
+
+
+def test_a_base_whose_output_is_not_contiguous():
+    class Transposed(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).transpose(0, 1).contiguous().transpose(0, 1)
+
+    layer, state = install_on(Transposed(D_IN, D_OUT))
+    x, change = torch.randn(2, 3, D_IN), update(4, (2, 1))
+    bare = layer(x)
+    assert not bare.is_contiguous()
+    with torch.no_grad(), state.applied({"layer": change}):
+        y = layer(x)
+    assert torch.allclose(y, bare + (x @ change.down.T * change.gates) @ change.up, atol=1e-5)
+
+
+def test_no_value_is_asked_of_the_device():
+    """Nothing has values on the meta device: whoever waits for one there fails."""
+    experts = [
+        {"layer": LoraWeights(torch.ones(rank, D_IN), torch.ones(rank, D_OUT), 0.5)}
+        for rank in (2, 3, 4)
+    ]
+    for kind, rows in ((RowKind.TEXT, (3, 5)), (RowKind.PATCH, (12,))):
+        layer, state = install_on(nn.Linear(D_IN, D_OUT, device="meta"))
+        targets = {"layer": Target("layer", D_IN, D_OUT, kind)}
+        stacks = MixtureStacks(experts, targets, torch.device("meta"))
+        gates = torch.ones(3, 3, device="meta")
+        text = stacks.text_updates(gates, None, (0, 2))
+        updates = text or stacks.tower_updates(gates, (4, 4, 4), 4, (0, 2))
+        with torch.no_grad(), state.applied(updates):
+            y = layer(torch.ones(*rows, D_IN, device="meta"))
+        assert y.shape == (*rows, D_OUT)
 
 
 def test_gradients_reach_the_gates():

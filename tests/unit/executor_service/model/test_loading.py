@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from executor_service.core import GateVector
@@ -84,6 +86,17 @@ def test_a_good_adapter_is_accepted_and_moves_the_output(model, adapter):
     on = tiny.gated_logits(model, experts, GateVector((1.0,)), row, pixels)
     off = tiny.gated_logits(model, experts, GateVector((0.0,)), row, pixels)
     assert tiny.relative_error(on, off) > 0.01
+
+
+def test_identity_is_the_content_and_the_generation_and_never_the_name(model, adapter):
+    first = read_expert(model, ExpertLocation("a", adapter), generation=1).identity
+    again = read_expert(model, ExpertLocation("b", adapter), generation=2).identity
+    assert (first.digest, first.generation) == (again.digest, again.generation - 1)
+    edit_tensors(adapter, lambda tensors: {key: t * 2 for key, t in tensors.items()})
+    other_weights = read_expert(model, ExpertLocation("a", adapter)).identity
+    tiny.edit_config(adapter, lora_alpha=7)
+    other_config = read_expert(model, ExpertLocation("a", adapter)).identity
+    assert len({first.digest, other_weights.digest, other_config.digest}) == 3
 
 
 # --- refused by the config --------------------------------------------------------------------
@@ -193,6 +206,36 @@ def test_a_module_that_the_config_names_must_be_there(model, adapter):
     assert isinstance(error, FailedPrecondition)
     assert error.reason == "INCOMPLETE_ADAPTER"
     assert error.metadata == {"matched_modules": str(MODULES - 1), "missing_modules": "1"}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"exclude_modules": ["layers.1.mlp.up_proj", "visual.patch_embed.proj"]},
+        {"layers_to_transform": [0, 2]},
+        {"layers_to_transform": 1, "layers_pattern": "layers"},
+        {"target_modules": r".*\.(q_proj|attn\.proj)"},
+    ],
+    ids=str,
+)
+def test_the_modules_that_the_config_chooses_are_those_that_peft_makes(model, tmp_path, choice):
+    """So a whole adapter is never called incomplete, and one module less is."""
+    chosen = {"target_modules": [*tiny.LLM_LINEARS, *tiny.VISION_MODULES], **choice}
+    config = LoraConfig(r=2, init_lora_weights=False, **chosen)
+    with tiny.peft_warnings():
+        adapted = get_peft_model(tiny.tiny_base(), config)
+    adapted.save_pretrained(tmp_path)
+    made = {
+        name.removeprefix("base_model.model.")
+        for name, module in adapted.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    assert load(model, tmp_path).weights.keys() == made
+    if isinstance(chosen["target_modules"], str):
+        return  # An expression from a stranger's file is not evaluated.
+    lost = min(made)
+    edit_tensors(tmp_path, lambda tensors: {k: t for k, t in tensors.items() if lost not in k})
+    assert refusal(model, tmp_path).metadata["missing_modules"] == "1"
 
 
 def test_half_a_pair_is_refused(model, adapter):

@@ -115,7 +115,7 @@ def write_adapter(directory: Path, recipe: AdapterRecipe) -> Path:
         rank_pattern=dict(sorted(recipe.rank_pattern.items())),
         alpha_pattern=dict(sorted(recipe.alpha_pattern.items())),
     )
-    with _peft_warnings():
+    with peft_warnings():
         adapted = get_peft_model(tiny_base(), config)
     noise = torch.Generator().manual_seed(1000 + recipe.seed)
     for name, parameter in adapted.named_parameters():
@@ -139,7 +139,7 @@ def load_set(model: GatedModel, directories: Mapping[str, Path]) -> ExpertSet:
 def peft_model(directories: dict[str, Path]) -> PeftModel:
     """PEFT's model over the same base, with every adapter loaded under its name."""
     names = list(directories)
-    with _peft_warnings():
+    with peft_warnings():
         model = PeftModel.from_pretrained(tiny_base(), directories[names[0]], adapter_name=names[0])
         for name in names[1:]:
             model.load_adapter(directories[name], adapter_name=name)
@@ -170,7 +170,7 @@ def merged(model: PeftModel, names: Sequence[str], gates: GateVector) -> Iterato
 
 
 @contextmanager
-def _peft_warnings() -> Iterator[None]:
+def peft_warnings() -> Iterator[None]:
     """PEFT calls what transformers has deprecated, and tells of patterns without a module."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
