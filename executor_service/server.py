@@ -20,6 +20,7 @@ from executor_service.engine.detokenizer import TokenBytes
 from executor_service.engine.engine import Engine
 from executor_service.engine.failures import loading_expert
 from executor_service.engine.inputs import Context, Tools
+from executor_service.engine.kept import Kept
 from executor_service.engine.registry import ExpertRegistry
 from executor_service.engine.scheduler import Scheduler
 from executor_service.engine.work import Facts, Limits
@@ -35,6 +36,8 @@ from executor_service.model.gated import GatedModel
 from executor_service.model.loading import load_expert, probe_expert, read_expert
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenLimits, ScreenReader
+from executor_service.model.slots import SlotCache
+from executor_service.model.static import DecodeBackend
 from executor_service.servicer import (
     AUTH_TABLE,
     EXECUTOR,
@@ -149,14 +152,19 @@ async def build_engine(settings: ExecutorSettings) -> Engine:
     Raises:
         NotLoadable: The model or an expert cannot be used; the text is for the operator.
     """
-    scheduler: Scheduler[Job] = Scheduler(queue_length=settings.queue_length, slots=settings.slots)
+    scheduler: Scheduler[Job] = Scheduler(
+        queue_length=settings.queue_length,
+        slots=settings.slots,
+        features_batch=settings.features_batch,
+    )
     # Before the model: a wrong path should not have to wait for its weights.
     locations = _find_experts(settings)
     worker = Worker(scheduler)
     try:
         model = await worker.call(lambda: _load_model(settings))
         registry = await _load_experts(model, worker, locations)
-        return _assemble(settings, model, registry, scheduler, worker)
+        tools = await worker.call(lambda: _tools(settings, model))
+        return _assemble(settings, tools, registry, scheduler, worker)
     except BaseException:
         await worker.stop()
         raise
@@ -220,17 +228,16 @@ async def _load_experts(
 
 def _assemble(
     settings: ExecutorSettings,
-    model: GatedModel,
+    tools: Tools,
     registry: ExpertRegistry,
     scheduler: Scheduler[Job],
     worker: Worker,
 ) -> Engine:
-    tools = _tools(settings, model)
     contexts: ContextCache[Context] = ContextCache(
         max_bytes=settings.context_bytes, ttl_s=settings.context_ttl_s
     )
     return Engine(
-        facts=_facts(settings, model, tools),
+        facts=_facts(settings, tools),
         tools=tools,
         registry=registry,
         contexts=contexts,
@@ -252,19 +259,43 @@ def _tools(settings: ExecutorSettings, model: GatedModel) -> Tools:
             "tokenizer.json or preprocessor_config.json of the model is missing or not that of a "
             "Qwen3-VL; copy the checkpoint again"
         ) from error
-    context_tokens = int(model.config.text_config.max_position_embeddings)
     return Tools(
         model=model,
+        slots=_slots(settings, model),
+        prefixes=Kept(settings.prefix_bytes),
         reader=reader,
         prompts=prompts,
         vocabulary=TokenBytes(model.tokenizer.backend_tokenizer),
         system_prompt=settings.system_prompt,
-        max_prompt_tokens=min(settings.max_prompt_tokens, context_tokens),
-        context_tokens=context_tokens,
+        max_prompt_tokens=min(settings.max_prompt_tokens, _slot_tokens(settings, model)),
+        chunk_tokens=settings.prefill_chunk_tokens,
     )
 
 
-def _facts(settings: ExecutorSettings, model: GatedModel, tools: Tools) -> Facts:
+def _slot_tokens(settings: ExecutorSettings, model: GatedModel) -> int:
+    wanted = settings.slot_tokens or settings.max_prompt_tokens + settings.max_new_tokens
+    return min(wanted, int(model.config.text_config.max_position_embeddings))
+
+
+def _slots(settings: ExecutorSettings, model: GatedModel) -> SlotCache:
+    length, decode = _slot_tokens(settings, model), _decode(settings, model)
+    try:
+        return model.slot_cache(slots=settings.slots, length=length, decode=decode)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise NotLoadable(
+            f"{settings.slots} slots of {length} tokens do not fit into the memory of "
+            f"{model.device}; lower --slots or --slot-tokens"
+        ) from error
+
+
+def _decode(settings: ExecutorSettings, model: GatedModel) -> DecodeBackend:
+    if settings.decode == "cuda_graph" and model.device.type != "cuda":
+        raise NotLoadable(f"a model on {model.device} decodes without graphs; use --decode eager")
+    return "eager" if settings.decode == "auto" else settings.decode
+
+
+def _facts(settings: ExecutorSettings, tools: Tools) -> Facts:
+    model = tools.model
     try:
         spec = model.feature_spec(
             text_layer=settings.feature_layer,
@@ -281,7 +312,8 @@ def _facts(settings: ExecutorSettings, model: GatedModel, tools: Tools) -> Facts
         backends={
             "attention": "sdpa",
             "gated": "stacked",
-            "decode": "eager",
+            "decode": _decode(settings, model),
+            "key_values": "slots",
             "image_processor": "pil",
         },
         limits=Limits(
@@ -292,5 +324,8 @@ def _facts(settings: ExecutorSettings, model: GatedModel, tools: Tools) -> Facts
             max_context_bytes=settings.context_bytes,
             context_ttl_seconds=settings.context_ttl_s,
             queue_length=settings.queue_length,
+            slots=settings.slots,
+            slot_tokens=tools.slots.length,
+            prefill_chunk_tokens=tools.chunk_tokens,
         ),
     )

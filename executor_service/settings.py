@@ -40,6 +40,9 @@ class ExecutorSettings(ServerSettings):
     """Where the model lives; auto: cuda where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in; auto: float32 on cpu, bfloat16 on cuda."""
+    decode: Literal["auto", "eager", "cuda_graph"] = "auto"
+    """How answers' next tokens run; auto: eager, also on cuda, as graphs are not tried there yet.
+    With cuda_graph, steps with gates per layer are still eager."""
     feature_layer: int = Field(default=2, ge=1)
     """Decoder layers the text passes before its features are taken."""
     text_pooling: Literal["mean", "last", "first"] = "mean"
@@ -48,8 +51,17 @@ class ExecutorSettings(ServerSettings):
     """Which vision features the router gets."""
     queue_length: int = Field(default=64, ge=1, le=_LARGEST)
     """Requests that may wait; more are refused with a delay to retry after."""
-    slots: int = Field(default=8, ge=1)
+    slots: int = Field(default=8, ge=1, le=_LARGEST)
     """Answers that are generated at once; the next ones wait."""
+    slot_tokens: int | None = Field(default=None, ge=2, le=_LARGEST)
+    """Longest prompt and answer together; memory for it is taken at start, for every slot. Unset:
+    max_prompt_tokens and max_new_tokens together, or the model's own limit where that is lower."""
+    prefill_chunk_tokens: int = Field(default=512, ge=1, le=_LARGEST)
+    """Prompt tokens that run at once: the longest that running answers wait for a prompt."""
+    features_batch: int = Field(default=8, ge=1)
+    """Extractions that run together at most."""
+    prefix_bytes: int = Field(default=256 * 2**20, ge=0, le=_LARGEST)
+    """What the keys and values of kept system prompts may take, in bytes; 0 keeps none."""
     max_prompt_tokens: int = Field(default=8192, ge=1, le=_LARGEST)
     """Longest prompt, image tokens included; the model's own limit may be lower."""
     max_new_tokens: int = Field(default=512, ge=1, le=_LARGEST)

@@ -114,8 +114,7 @@ def features_response(extracted: Extracted) -> executor_pb2.ExtractFeaturesRespo
 def generate_response(event: TextDelta | Completed) -> executor_pb2.GenerateResponse:
     """One message of a generation."""
     if isinstance(event, TextDelta):
-        delta = executor_pb2.Delta(text=event.text, token_ids=event.token_ids)
-        return executor_pb2.GenerateResponse(delta=delta)
+        return executor_pb2.GenerateResponse(delta=executor_pb2.Delta(**asdict(event)))
     return executor_pb2.GenerateResponse(
         completed=executor_pb2.Completed(
             finish_reason=_FINISH_REASONS[event.finish_reason],
@@ -265,6 +264,7 @@ def _sampling(sampling: types_pb2.Sampling) -> SamplingParams:
         top_k=top_k,
         seed=_optional(sampling, "seed", sampling.seed),
         stop=stop,
+        log_probabilities=sampling.return_log_probabilities,
     )
 
 

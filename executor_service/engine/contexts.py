@@ -1,41 +1,38 @@
 """Screens that were looked at already, held under unguessable ids.
 
-Knows ids, bytes and time; does not know what a context holds.
+Knows ids, contents by digest, bytes and time; does not know what a context holds.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic
 
+from executor_service.engine.kept import Kept, Value
 from executor_service.errors import context_expired
 from service_chassis.errors import ResourceExhausted
 
 _ID_BYTES = 24
 
 
-class Sized(Protocol):
-    """What a context must say about itself."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it keeps in memory."""
+@dataclass(frozen=True)
+class _Ticket:
+    content: bytes
+    end_s: float
 
 
-Entry = TypeVar("Entry", bound=Sized)
-
-
-class ContextCache(Generic[Entry]):
+class ContextCache(Generic[Value]):
     """A bounded cache; the least recently used entry goes first. For one thread.
 
-    An id is a capability: whoever holds it may use the entry, and nothing can be listed.
+    An id is a capability: whoever holds it may use the entry, and nothing can be listed. A screen
+    that is sent again is the same entry under a new id, kept once.
 
     Args:
         max_bytes: What all entries together may keep in memory.
-        ttl_s: Life of an entry from `put`, in seconds; use does not prolong it.
+        ttl_s: Life of an id from `put`, in seconds; use does not prolong it.
         clock: Monotonic time in seconds.
     """
 
@@ -45,59 +42,70 @@ class ContextCache(Generic[Entry]):
         self._max_bytes = max_bytes
         self._ttl_s = ttl_s
         self._clock = clock
-        self._entries: OrderedDict[str, tuple[Entry, float]] = OrderedDict()
-        self._held_bytes = 0
+        self._entries: Kept[bytes, Value] = Kept(max_bytes)
+        self._ids: dict[str, _Ticket] = {}
 
     @property
     def held_bytes(self) -> int:
         """Bytes of all entries."""
-        return self._held_bytes
+        return self._entries.nbytes
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, entry: Entry) -> str:
+    def put(self, content: bytes, entry: Value) -> str:
         """Keep an entry, evicting others for it.
 
+        Args:
+            content: Digest of everything that decides what the entry is.
+            entry: Made from that content.
+
         Returns:
-            Its id.
+            A new id.
 
         Raises:
             ResourceExhausted: The entry alone is larger than the whole cache.
         """
-        if entry.nbytes > self._max_bytes:
+        self.sweep()
+        if not self._entries.put(content, entry):
             raise ResourceExhausted(
                 "CONTEXT_TOO_LARGE",
                 "The screen is too large to be held here; send a smaller one.",
                 max_context_bytes=self._max_bytes,
             )
-        self.sweep()
-        while self._held_bytes + entry.nbytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
         context_id = secrets.token_urlsafe(_ID_BYTES)
-        self._entries[context_id] = (entry, self._clock() + self._ttl_s)
-        self._held_bytes += entry.nbytes
+        self._ids[context_id] = _Ticket(content, self._clock() + self._ttl_s)
         return context_id
 
-    def get(self, context_id: str) -> Entry:
+    def get(self, context_id: str) -> Value:
         """The entry of an id; counts as a use.
 
         Raises:
             NotFound: Unknown, expired or evicted (reason CONTEXT_EXPIRED in each case).
         """
         self.sweep()
-        held = self._entries.get(context_id)
-        if held is None:
+        ticket = self._ids.get(context_id)
+        entry = self._entries.get(ticket.content) if ticket is not None else None
+        if entry is None:
             raise context_expired()
-        self._entries.move_to_end(context_id)
-        return held[0]
+        return entry
+
+    def find(self, content: bytes) -> Value | None:
+        """The entry of a content that is held already; counts as a use."""
+        self.sweep()
+        return self._entries.get(content)
 
     def sweep(self) -> None:
-        """Drop what has expired; screens must not outlive their time on an idle server."""
-        now = self._clock()
-        for context_id in [key for key, (_, end_s) in self._entries.items() if now >= end_s]:
-            self._drop(context_id)
+        """Drop what no id leads to any more; screens must not outlive their time on an idle server.
 
-    def _drop(self, context_id: str) -> None:
-        entry, _ = self._entries.pop(context_id)
-        self._held_bytes -= entry.nbytes
+        An id ends with its time or with its entry, an entry with the last of its ids.
+        """
+        now = self._clock()
+        self._ids = {
+            key: ticket
+            for key, ticket in self._ids.items()
+            if now < ticket.end_s and ticket.content in self._entries
+        }
+        wanted = {ticket.content for ticket in self._ids.values()}
+        for content in self._entries.keys() - wanted:
+            self._entries.drop(content)

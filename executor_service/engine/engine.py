@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from executor_service.engine.contexts import ContextCache
 from executor_service.engine.inputs import Context, Tools
-from executor_service.engine.jobs import FeaturesJob, GenerateJob, RequestJob, ScoreJob
+from executor_service.engine.jobs import FeaturesJob, RequestJob
 from executor_service.engine.locations import check_name, resolve_adapter
 from executor_service.engine.registry import ExpertRegistry
-from executor_service.engine.sampler import Sampler
-from executor_service.engine.scheduler import Scheduler
+from executor_service.engine.scheduler import Scheduler, Ticket
+from executor_service.engine.sequences import GenerateJob, ScoreJob
 from executor_service.engine.work import (
     Completed,
     ExpertState,
@@ -33,6 +34,8 @@ from executor_service.engine.work import (
     TextDelta,
 )
 from executor_service.engine.worker import Job, Worker
+
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -87,10 +90,15 @@ class Engine:
             ServiceError: The request is refused or fails.
         """
         job = FeaturesJob(self._tools, ask, self._context(ask.screen), self.facts.spec)
-        async with self._running(job, timeout_s):
+        async with self._admitted(job, timeout_s) as ticket:
+            content = await self._apart(lambda: self._content(ask.screen.data))
+            held = self._contexts.find(content) if ask.screen.data else None
+            if held is not None:
+                job.hold(held)
+            await self._start(job, ticket)
             result = await job.outbox.get()
         return Extracted(
-            context_id=ask.screen.context_id or self._keep(result.context),
+            context_id=ask.screen.context_id or self._keep(content, result.context),
             text=result.text,
             vision=result.vision,
             feature_spec=self.facts.spec.digest,
@@ -111,9 +119,9 @@ class Engine:
             ServiceError: The request is refused or fails; `Completed` does not come then.
         """
         with self._registry.hold(ask.choice, ask.expert_set) as held:
-            context, chooser = self._context(ask.screen), Sampler(ask.sampling)
-            job = GenerateJob(self._tools, ask, held, context, chooser)
-            async with self._running(job, timeout_s):
+            job = GenerateJob(self._tools, ask, held, self._context(ask.screen))
+            async with self._admitted(job, timeout_s) as ticket:
+                await self._start(job, ticket)
                 event: TextDelta | Completed | None = None
                 while not isinstance(event, Completed):
                     event = await job.outbox.get()
@@ -127,7 +135,8 @@ class Engine:
         """
         with self._registry.hold(ask.choice, ask.expert_set) as held:
             job = ScoreJob(self._tools, ask, held, self._context(ask.screen))
-            async with self._running(job, timeout_s):
+            async with self._admitted(job, timeout_s) as ticket:
+                await self._start(job, ticket)
                 return await job.outbox.get()
 
     async def load_expert(self, name: str, path: str) -> ExpertState:
@@ -169,16 +178,25 @@ class Engine:
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.asynccontextmanager
-    async def _running(self, job: RequestJob[Any], timeout_s: float | None) -> AsyncIterator[None]:
-        """Pass a job through the queue while inside; leaving early cancels it."""
+    async def _admitted(
+        self, job: RequestJob[Any], timeout_s: float | None
+    ) -> AsyncIterator[Ticket[Job]]:
+        """Hold a place for a job while inside; leaving early cancels it."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        ticket = self._scheduler.admit(job, needs_slot=job.needs_slot, deadline_s=deadline_s)
+        ticket = self._scheduler.admit(job, job.lane, deadline_s=deadline_s)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._reader, job.prepare)
-            self._scheduler.ready(ticket)
-            yield
+            yield ticket
         finally:
             self._scheduler.cancel(ticket)
+
+    async def _start(self, job: RequestJob[Any], ticket: Ticket[Job]) -> None:
+        """Make a job's input ready and let it run."""
+        await self._apart(job.prepare)
+        self._scheduler.ready(ticket)
+
+    async def _apart(self, function: Callable[[], Result]) -> Result:
+        """Run a function on the reader thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, function)
 
     def _check_known(self, name: str) -> None:
         """A loaded name is good, whatever the rule for new ones says."""
@@ -188,8 +206,12 @@ class Engine:
     def _context(self, screen: ScreenSource) -> Context | None:
         return self._contexts.get(screen.context_id) if screen.context_id else None
 
-    def _keep(self, context: Context) -> str:
-        context_id = self._contexts.put(context)
+    def _content(self, data: bytes) -> bytes:
+        """What a screen is held under: all that decides what the tower makes of it."""
+        return hashlib.sha256(self.facts.model.encode() + data).digest()
+
+    def _keep(self, content: bytes, context: Context) -> str:
+        context_id = self._contexts.put(content, context)
         # A held screen must go even if no other request comes; a second later it surely expired.
         delay_s = self.facts.limits.context_ttl_seconds + 1
         asyncio.get_running_loop().call_later(delay_s, self._contexts.sweep)

@@ -9,13 +9,29 @@ import hashlib
 from dataclasses import dataclass
 
 from executor_service.engine.detokenizer import TokenBytes
+from executor_service.engine.kept import Kept
 from executor_service.engine.registry import Held
 from executor_service.engine.stopwatch import Stopwatch
 from executor_service.engine.work import Applied, Instruction
 from executor_service.errors import too_long
-from executor_service.model.gated import GatedModel, Routing, VisionOutput
+from executor_service.model.gated import GatedModel, VisionOutput
 from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from executor_service.model.screen import PixelInput, ScreenReader
+from executor_service.model.slots import Prefix, SlotCache
+
+
+@dataclass(frozen=True)
+class PrefixKey:
+    """What decides the keys and values of a system turn.
+
+    Attributes:
+        experts: Digest and exact float32 gates of every expert that takes part: the global gate,
+            then those of the decoder layers if there are any.
+        ids: The turn's tokens.
+    """
+
+    experts: tuple[tuple[str, tuple[float, ...]], ...]
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -24,19 +40,23 @@ class Tools:
 
     Attributes:
         model: For the worker thread alone.
+        slots: Likewise.
+        prefixes: Likewise; the system turns that were prefilled lately.
         reader: For the reader thread alone.
         system_prompt: The server's own.
         max_prompt_tokens: Longest prompt, image tokens included.
-        context_tokens: Longest prompt and answer together.
+        chunk_tokens: Prompt tokens that run at once, beside one step of all running answers.
     """
 
     model: GatedModel
+    slots: SlotCache
+    prefixes: Kept[PrefixKey, Prefix]
     reader: ScreenReader
     prompts: PromptBuilder
     vocabulary: TokenBytes
     system_prompt: str
     max_prompt_tokens: int
-    context_tokens: int
+    chunk_tokens: int
 
 
 @dataclass(frozen=True)
@@ -65,11 +85,15 @@ class ScreenInput:
     def __init__(
         self, tools: Tools, data: bytes, context: Context | None, watch: Stopwatch
     ) -> None:
-        self._tools = tools
+        self.tools = tools
         self._data = data
         self.context = context
         self._watch = watch
         self._pixels = context.pixels if context is not None else None
+
+    def hold(self, context: Context) -> None:
+        """Use what is held of the same screen, before anything was read."""
+        self.context, self._pixels, self._data = context, context.pixels, b""
 
     def read(self) -> PixelInput:
         """Decode and preprocess, unless that is done; on the reader thread.
@@ -79,21 +103,9 @@ class ScreenInput:
         """
         if self._pixels is None:
             with self._watch.during("read"):
-                self._pixels = self._tools.reader.read(self._data)
+                self._pixels = self.tools.reader.read(self._data)
             self._data = b""
         return self._pixels
-
-    def look(self, routing: Routing | None) -> VisionOutput:
-        """Run the vision tower; on the worker thread.
-
-        Args:
-            routing: None for all gates zero, which a context answers without the tower.
-        """
-        if routing is None and self.context is not None:
-            return self.context.vision
-        with self._watch.during("vision"):
-            [vision] = self._tools.model.encode_vision([self.read()], routing)
-        return vision
 
 
 class ConversationInput:
@@ -137,15 +149,33 @@ class ConversationInput:
         tokens = len(self.prompt.ids)
         if tokens > self._tools.max_prompt_tokens:
             raise too_long("PROMPT_TOO_LONG", self._tools.max_prompt_tokens)
-        if tokens + answer_tokens > self._tools.context_tokens:
-            raise too_long("ANSWER_TOO_LONG", self._tools.context_tokens)
+        if tokens + answer_tokens > self._tools.slots.length:
+            raise too_long("ANSWER_TOO_LONG", self._tools.slots.length)
+
+    @property
+    def vision_reused(self) -> bool:
+        """Whether what is held of the screen serves this request's gates too."""
+        return self._screen.context is not None and not self._held.changes_vision
+
+    @property
+    def prefix_key(self) -> PrefixKey:
+        """What the keys and values of this prompt's system turn are kept under."""
+        gates = self._held.gates
+        experts = tuple(
+            (expert.identity.digest, tuple(row[at] for row in (gates.weights, *gates.layers)))
+            for at, expert in zip(gates.active, self._held.active, strict=True)
+        )
+        return PrefixKey(experts, self.prompt.ids[: self.prompt.system_tokens])
 
     def look(self) -> VisionOutput:
         """The vision output under this request's gates; on the worker thread."""
-        return self._screen.look(self._held.routing if self._held.changes_vision else None)
+        if self._screen.context is not None and self.vision_reused:
+            return self._screen.context.vision
+        routing = self._held.routing if self._held.changes_vision else None
+        [vision] = self._tools.model.encode_vision([self._screen.read()], routing)
+        return vision
 
     def applied(self) -> Applied:
         """What the answer states."""
-        reused = self._screen.context is not None and not self._held.changes_vision
         digest = hashlib.sha256(self._system.encode()).hexdigest()
-        return self._held.applied(system_prompt_digest=digest, vision_reused=reused)
+        return self._held.applied(system_prompt_digest=digest, vision_reused=self.vision_reused)

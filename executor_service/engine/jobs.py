@@ -1,48 +1,30 @@
-"""What the worker runs for each kind of request.
+"""What every kind of request has in common, and the extraction of features.
 
 Knows the model's calls and their order; does not know queues, threads or the network.
 
-The engine calls `prepare` on the reader thread, then the worker calls `start` and `step`.
+The engine calls `prepare` on the reader thread, then the worker calls `part` and `step`.
 """
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from executor_service.engine.detokenizer import Detokenizer
-from executor_service.engine.inputs import Context, ConversationInput, ScreenInput, Tools
+from executor_service.engine.inputs import Context, ScreenInput, Tools
 from executor_service.engine.outbox import Outbox
-from executor_service.engine.registry import Held
-from executor_service.engine.stopwatch import Stopwatch
-from executor_service.engine.work import (
-    Completed,
-    FeaturesAsk,
-    FeatureTimings,
-    FinishReason,
-    GenerateAsk,
-    ScoreAsk,
-    Scored,
-    TextDelta,
-    Timings,
-    Usage,
-)
+from executor_service.engine.scheduler import Lane, Progress
+from executor_service.engine.stopwatch import Stopwatch, during_all
+from executor_service.engine.work import FeaturesAsk, FeatureTimings, Timings
+from executor_service.engine.worker import Outcome
 from executor_service.errors import too_long
-from executor_service.model.features import FeatureSpec
-from executor_service.model.gated import DecodeState
+from executor_service.model.features import FeatureRow, FeatureSpec
 from service_chassis.errors import Internal, ServiceError
 
 Event = TypeVar("Event")
-
-
-class TokenChooser(Protocol):
-    """Turns logits into a token."""
-
-    def sample(self, logits: torch.Tensor) -> int:
-        """The next token's id, from float32 [vocab]."""
 
 
 class RequestJob(abc.ABC, Generic[Event]):
@@ -54,14 +36,15 @@ class RequestJob(abc.ABC, Generic[Event]):
         context: What the request's `context_id` names.
     """
 
-    needs_slot = False
+    lane: ClassVar[Lane]
 
     def __init__(self, tools: Tools, data: bytes, context: Context | None) -> None:
         self.outbox: Outbox[Event] = Outbox()
+        self.slot: int | None = None
         self._tools = tools
         self._watch = Stopwatch()
         self._screen = ScreenInput(tools, data, context, self._watch)
-        self._queue_ms = 0.0
+        self._queue_ms: float | None = None
 
     @abc.abstractmethod
     def prepare(self) -> None:
@@ -71,29 +54,31 @@ class RequestJob(abc.ABC, Generic[Event]):
             InvalidArgument: It cannot be used.
         """
 
+    @staticmethod
     @abc.abstractmethod
-    def run(self) -> bool:
-        """Run the first part; True when that was all."""
+    def part(jobs: Sequence[Any]) -> Sequence[Outcome]:
+        """Run the next part of each; see `worker.Job`."""
 
-    def start(self) -> bool:
-        """Run the first part, counting the wait until now."""
-        self._queue_ms = self._watch.total_ms() - self._watch.spent_ms("read")
-        return self.run()
-
-    def step(self) -> bool:
-        """Nothing follows the first part."""
-        return True
+    @staticmethod
+    def step(jobs: Sequence[Any]) -> Sequence[Outcome]:
+        """Nothing follows the parts."""
+        return [Progress.OVER] * len(jobs)
 
     def fail(self, error: ServiceError) -> None:
         """Tell the reader."""
         self.outbox.fail(error)
+
+    def _started(self) -> None:
+        """Count the wait until now; only the first call does."""
+        if self._queue_ms is None:
+            self._queue_ms = self._watch.total_ms() - self._watch.spent_ms("read")
 
     def _vision_ms(self) -> float:
         return self._watch.spent_ms("read") + self._watch.spent_ms("vision")
 
     def _timings(self, first_token_ms: float) -> Timings:
         return Timings(
-            queue_ms=self._queue_ms,
+            queue_ms=self._queue_ms or 0.0,
             vision_ms=self._vision_ms(),
             prefill_ms=self._watch.spent_ms("prefill"),
             decode_ms=self._watch.spent_ms("decode"),
@@ -122,12 +107,18 @@ class FeaturesJob(RequestJob[FeaturesResult]):
         spec: What the features are.
     """
 
+    lane = Lane.FEATURES
+
     def __init__(
         self, tools: Tools, ask: FeaturesAsk, context: Context | None, spec: FeatureSpec
     ) -> None:
         super().__init__(tools, ask.screen.data, context)
         self._text = ask.instruction.text
         self._spec = spec
+
+    def hold(self, context: Context) -> None:
+        """Use what is held of the same screen."""
+        self._screen.hold(context)
 
     def prepare(self) -> None:
         """Read the screen; refuse an instruction that does not fit."""
@@ -137,155 +128,48 @@ class FeaturesJob(RequestJob[FeaturesResult]):
         if len(ids) + pixels.image_tokens > self._tools.max_prompt_tokens:
             raise too_long("PROMPT_TOO_LONG", self._tools.max_prompt_tokens)
 
-    def run(self) -> bool:
-        """Look at the screen, read the text."""
-        vision = self._screen.look(None)
-        with self._watch.during("text"):
-            features = self._tools.model.features(self._ids, self._span, vision, self._spec)
-            _check_features(features.text, self._spec.text_dim)
-            _check_features(features.vision, self._spec.vision_dim)
-            text, seen = tuple(features.text.tolist()), tuple(features.vision.tolist())
+    @staticmethod
+    def part(jobs: Sequence[FeaturesJob]) -> Sequence[Outcome]:
+        """Look at all screens, read all texts."""
+        for job in jobs:
+            job._started()
+        watches, first = [job._watch for job in jobs], jobs[0]
+        with during_all(watches, "vision"):
+            seen = _look([job._screen for job in jobs])
+        rows = [
+            FeatureRow(job._ids, job._span, context.vision)
+            for job, context in zip(jobs, seen, strict=True)
+        ]
+        with during_all(watches, "text"):
+            found = first._tools.model.features(rows, first._spec)
+        outcomes: list[Outcome] = []
+        for job, context, features in zip(jobs, seen, found, strict=True):
+            outcomes.append(job._finish(context, features.text, features.vision))
+        return outcomes
+
+    def _finish(self, context: Context, text: torch.Tensor, vision: torch.Tensor) -> Outcome:
+        if not (_good(text, self._spec.text_dim) and _good(vision, self._spec.vision_dim)):
+            # A router must never be given half a vector or a NaN.
+            return Internal("BAD_FEATURES", "The features are not what their spec says. Report it.")
         timings = FeatureTimings(
-            queue_ms=self._queue_ms,
+            queue_ms=self._queue_ms or 0.0,
             vision_ms=self._vision_ms(),
             text_ms=self._watch.spent_ms("text"),
             total_ms=self._watch.total_ms(),
         )
-        self.outbox.put(FeaturesResult(Context(self._screen.read(), vision), text, seen, timings))
-        return True
-
-
-class ScoreJob(RequestJob[Scored]):
-    """Log-probabilities of a given answer.
-
-    Args:
-        tools: Shared by all requests.
-        ask: The request.
-        held: Its experts and gates.
-        context: What its `context_id` names.
-    """
-
-    def __init__(self, tools: Tools, ask: ScoreAsk, held: Held, context: Context | None) -> None:
-        super().__init__(tools, ask.screen.data, context)
-        self._input = ConversationInput(tools, ask.instruction, self._screen, held)
-        self._held = held
-        self._completion = ask.completion
-
-    def prepare(self) -> None:
-        """Read the screen, build the prompt and the answer's ids."""
-        prompts = self._tools.prompts
-        self._answer = (*prompts.encode_answer(self._completion), prompts.end_of_turn)
-        self._input.prepare(len(self._answer))
-
-    def run(self) -> bool:
-        """One forward over prompt and answer."""
-        prompt, vision = self._input.prompt, self._input.look()
-        with self._watch.during("prefill"):
-            scores = self._tools.model.score(prompt, self._answer, vision, self._held.routing)
-            log_probabilities = tuple(scores.tolist())
         self.outbox.put(
-            Scored(
-                token_ids=self._answer,
-                log_probabilities=log_probabilities,
-                prompt_token_ids=prompt.ids,
-                usage=Usage(len(prompt.ids), prompt.image_tokens, len(self._answer)),
-                applied=self._input.applied(),
-                timings=self._timings(first_token_ms=0.0),
-            )
+            FeaturesResult(context, tuple(text.tolist()), tuple(vision.tolist()), timings)
         )
-        return True
+        return Progress.OVER
 
 
-class GenerateJob(RequestJob["TextDelta | Completed"]):
-    """An answer, token by token.
-
-    Args:
-        tools: Shared by all requests.
-        ask: The request.
-        held: Its experts and gates.
-        context: What its `context_id` names.
-        chooser: Chooses its tokens.
-    """
-
-    needs_slot = True
-
-    def __init__(
-        self,
-        tools: Tools,
-        ask: GenerateAsk,
-        held: Held,
-        context: Context | None,
-        chooser: TokenChooser,
-    ) -> None:
-        super().__init__(tools, ask.screen.data, context)
-        self._input = ConversationInput(tools, ask.instruction, self._screen, held)
-        self._held = held
-        self._chooser = chooser
-        self._max_new_tokens = ask.max_new_tokens
-        self._text = Detokenizer(tools.vocabulary, ask.sampling.stop)
-        self._state: DecodeState | None = None
-        self._token = 0
-        self._count = 0
-        self._first_token_ms = 0.0
-
-    def prepare(self) -> None:
-        """Read the screen, build the prompt."""
-        self._input.prepare(self._max_new_tokens)
-
-    def run(self) -> bool:
-        """Prefill and the first token."""
-        vision = self._input.look()
-        with self._watch.during("prefill"):
-            logits, self._state = self._tools.model.prefill(
-                self._input.prompt, vision, self._held.routing
-            )
-            token = self._chooser.sample(logits)
-        self._first_token_ms = self._watch.total_ms()
-        return self._accept(token)
-
-    def step(self) -> bool:
-        """One more token."""
-        if self._state is None:
-            raise Internal("NOT_PREFILLED", "The engine stepped before the prefill. Report it.")
-        with self._watch.during("decode"):
-            logits = self._tools.model.step(self._token, self._state, self._held.routing)
-            token = self._chooser.sample(logits)
-        return self._accept(token)
-
-    def _accept(self, token: int) -> bool:
-        """Hand out what a token makes certain; True when it was the last one."""
-        self._token = token
-        self._count += 1
-        if token == self._tools.prompts.end_of_turn:
-            return self._complete(FinishReason.STOP)
-        self._hand_out(self._text.push(token))
-        if self._text.stopped:
-            return self._complete(FinishReason.STOP_STRING)
-        if self._count == self._max_new_tokens:
-            return self._complete(FinishReason.LENGTH)
-        return False
-
-    def _complete(self, reason: FinishReason) -> bool:
-        if reason is not FinishReason.STOP_STRING:
-            self._hand_out(self._text.finish())
-        self._state = None
-        prompt = self._input.prompt
-        self.outbox.put(
-            Completed(
-                finish_reason=reason,
-                usage=Usage(len(prompt.ids), prompt.image_tokens, self._count),
-                applied=self._input.applied(),
-                timings=self._timings(self._first_token_ms),
-            )
-        )
-        return True
-
-    def _hand_out(self, delta: TextDelta) -> None:
-        if delta.text or delta.token_ids:
-            self.outbox.put(delta)
+def _look(screens: Sequence[ScreenInput]) -> list[Context]:
+    """What is seen of each screen with all gates zero; one pass of the tower over the new ones."""
+    model = screens[0].tools.model
+    new = [screen for screen in screens if screen.context is None]
+    looks = iter(model.encode_vision([screen.read() for screen in new], None) if new else ())
+    return [screen.context or Context(screen.read(), next(looks)) for screen in screens]
 
 
-def _check_features(vector: torch.Tensor, dim: int) -> None:
-    """A router must never be given half a vector or a NaN."""
-    if vector.shape != (dim,) or not bool(torch.isfinite(vector).all()):
-        raise Internal("BAD_FEATURES", "The features are not what their spec says. Report it.")
+def _good(vector: torch.Tensor, dim: int) -> bool:
+    return vector.shape == (dim,) and bool(torch.isfinite(vector).all())

@@ -1,10 +1,12 @@
-"""Who runs next: a bounded queue, deadlines, cancellation, and turns among running requests.
+"""Who runs next: a bounded queue, deadlines, cancellation, slots, and turns among requests.
 
-Knows tickets and time; does not know models, tensors, experts or the network.
+Knows tickets, slots and time; does not know models, tensors, experts or the network.
 
 A request is a ticket. It is admitted or refused at once, waits (its input is being prepared beside
-the queue), runs its first part alone, and then, if it holds a slot, is stepped once per turn
-together with all others until it is finished. One thread takes turns; any thread may do the rest.
+the queue), and is then run in parts. In each turn all answers that are being decoded take one step
+together, and beside that one part of something else runs: a chunk of one prompt, or the features of
+several. So no answer waits longer for its next token than one such part takes. One thread takes
+turns; any thread may do the rest.
 """
 
 from __future__ import annotations
@@ -28,12 +30,35 @@ _LONGEST_WAIT_S = 3600.0
 _NEWEST = 0.2
 
 
+class Lane(enum.Enum):
+    """What a request needs to run."""
+
+    CALL = enum.auto()
+    """The server's own work: goes before all others, alone, and is never refused for length."""
+    FEATURES = enum.auto()
+    """One part and no slot; several run together."""
+    SEQUENCE = enum.auto()
+    """A slot: prefilled alone, in parts, then perhaps stepped together with all others."""
+
+
+class Progress(enum.Enum):
+    """What a part says when it ends."""
+
+    MORE = enum.auto()
+    """Another part has to run alone."""
+    STEPS = enum.auto()
+    """From now on it is stepped."""
+    OVER = enum.auto()
+    """That was all."""
+
+
 class State(enum.Enum):
     """Where a ticket is."""
 
     PREPARING = enum.auto()
     WAITING = enum.auto()
-    RUNNING = enum.auto()
+    STARTED = enum.auto()
+    STEPPING = enum.auto()
     OVER = enum.auto()
 
 
@@ -50,16 +75,15 @@ class Ticket(Generic[Work]):
     Attributes:
         work: What the worker runs.
         state: Where the ticket is.
+        slot: What it holds while it runs; None outside of `Lane.SEQUENCE`.
     """
 
-    def __init__(
-        self, work: Work, *, needs_slot: bool, deadline_s: float | None, urgent: bool
-    ) -> None:
+    def __init__(self, work: Work, lane: Lane, deadline_s: float | None) -> None:
         self.work = work
         self.state = State.PREPARING
-        self._needs_slot = needs_slot
+        self.slot: int | None = None
+        self._lane = lane
         self._deadline_s = deadline_s
-        self._urgent = urgent
         self._cancelled = False
         self._started_s = 0.0
 
@@ -70,39 +94,47 @@ class Turn(Generic[Work]):
 
     Attributes:
         dropped: Tickets that are over; nothing more of them may run.
-        start: The ticket whose first part runs now, if any.
-        step: Tickets that run one step each.
+        step: Tickets that take one step together, oldest first.
+        part: Tickets whose next part runs: one, or several of `Lane.FEATURES` together.
     """
 
     dropped: tuple[tuple[Ticket[Work], Drop], ...]
-    start: Ticket[Work] | None
     step: tuple[Ticket[Work], ...]
+    part: tuple[Ticket[Work], ...]
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.dropped and self.start is None and not self.step
+        return not (self.dropped or self.step or self.part)
 
 
 class Scheduler(Generic[Work]):
     """Decides admission and order.
 
     Args:
-        queue_length: Tickets that may wait (or prepare) at once, urgent ones not counted.
-        slots: Tickets with `needs_slot` that may run at once.
+        queue_length: Tickets that may wait (or prepare) at once, the server's own not counted.
+        slots: Tickets of `Lane.SEQUENCE` that may run at once.
+        features_batch: Tickets of `Lane.FEATURES` that run together at most.
         clock: Monotonic time in seconds; deadlines are on it.
     """
 
     def __init__(
-        self, *, queue_length: int, slots: int, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        queue_length: int,
+        slots: int,
+        features_batch: int = 8,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue_length = queue_length
         self._slots = slots
+        self._features_batch = features_batch
         self._clock = clock
         self._changed = threading.Condition()
         self._queue: list[Ticket[Work]] = []
         self._running: list[Ticket[Work]] = []
         self._mean_run_s = 0.0
+        self._features_last = False
         self._closed = False
 
     @property
@@ -117,21 +149,13 @@ class Scheduler(Generic[Work]):
         with self._changed:
             return len(self._running)
 
-    def admit(
-        self,
-        work: Work,
-        *,
-        needs_slot: bool,
-        deadline_s: float | None = None,
-        urgent: bool = False,
-    ) -> Ticket[Work]:
+    def admit(self, work: Work, lane: Lane, *, deadline_s: float | None = None) -> Ticket[Work]:
         """Give a request a place in the queue; it stays there until `ready` is called.
 
         Args:
             work: What the worker will run.
-            needs_slot: Whether it runs step by step beside others.
+            lane: What it needs.
             deadline_s: When it is worthless, on the scheduler's clock.
-            urgent: Goes before all others and is never refused for length (the server's own work).
 
         Returns:
             The ticket.
@@ -141,15 +165,15 @@ class Scheduler(Generic[Work]):
             DeadlineExceeded: The deadline has passed already.
             Unavailable: The scheduler is closed.
         """
-        ticket = Ticket(work, needs_slot=needs_slot, deadline_s=deadline_s, urgent=urgent)
+        ticket = Ticket(work, lane, deadline_s)
         with self._changed:
             if self._closed:
                 raise engine_stopped()
             if self._expired(ticket):
                 raise deadline_passed()
-            if not urgent and len(self._queue) >= self._queue_length:
+            if lane is not Lane.CALL and self._asked() >= self._queue_length:
                 raise queue_full(self._retry_after_s(), self._queue_length)
-            self._queue.insert(0 if urgent else len(self._queue), ticket)
+            self._queue.append(ticket)
         return ticket
 
     def ready(self, ticket: Ticket[Work]) -> None:
@@ -173,25 +197,23 @@ class Scheduler(Generic[Work]):
                 self._changed.notify()
 
     def turn(self) -> Turn[Work]:
-        """Take the next turn. For the one worker thread.
-
-        Returns:
-            Tickets to drop, at most one to start (the first that may), and those to step, oldest
-            first. A started ticket is stepped from the next turn on.
-        """
+        """Take the next turn. For the one worker thread."""
         with self._changed:
             dropped = self._take_dropped()
-            step = tuple(self._running)
-            return Turn(dropped, self._take_next(), step)
+            step = tuple(t for t in self._running if t.state is State.STEPPING)
+            return Turn(dropped, step, self._take_part())
 
-    def finish(self, ticket: Ticket[Work]) -> None:
-        """Say that a started ticket is over; frees its slot."""
+    def report(self, ticket: Ticket[Work], progress: Progress) -> None:
+        """Say how a part or step of a ticket has ended; `OVER` frees its slot."""
         with self._changed:
-            if ticket.state is not State.RUNNING:
+            if ticket.state is State.OVER:
                 return
-            self._end(ticket)
-            ran_s = self._clock() - ticket._started_s
-            self._mean_run_s += _NEWEST * (ran_s - self._mean_run_s)
+            if progress is Progress.STEPS:
+                ticket.state = State.STEPPING
+            elif progress is Progress.OVER:
+                self._end(ticket)
+                ran_s = self._clock() - ticket._started_s
+                self._mean_run_s += _NEWEST * (ran_s - self._mean_run_s)
 
     def wait(self) -> None:
         """Block until a turn would not be idle, or a deadline may have passed, or closing."""
@@ -223,23 +245,47 @@ class Scheduler(Generic[Work]):
                 dropped.append((ticket, Drop.CANCELLED if ticket._cancelled else Drop.EXPIRED))
         return tuple(dropped)
 
-    def _take_next(self) -> Ticket[Work] | None:
-        ticket = self._next()
-        if ticket is None:
-            return None
+    def _take_part(self) -> tuple[Ticket[Work], ...]:
+        part = self._next_part()
+        for ticket in part:
+            if ticket.state is State.WAITING:
+                self._start(ticket)
+        if part:
+            self._features_last = part[0]._lane is Lane.FEATURES
+        return part
+
+    def _next_part(self) -> tuple[Ticket[Work], ...]:
+        """The server's own work, else features and a sequence by turns."""
+        waiting = [ticket for ticket in self._queue if ticket.state is State.WAITING]
+        calls = [ticket for ticket in waiting if ticket._lane is Lane.CALL]
+        if calls:
+            return (calls[0],)
+        features = [ticket for ticket in waiting if ticket._lane is Lane.FEATURES]
+        sequence = self._next_sequence(waiting)
+        if features and not (sequence and self._features_last):
+            return tuple(features[: self._features_batch])
+        return sequence
+
+    def _next_sequence(self, waiting: list[Ticket[Work]]) -> tuple[Ticket[Work], ...]:
+        """The oldest that is being prefilled, else the one that has waited longest for a slot."""
+        started = [t for t in self._running if t.state is State.STARTED and t.slot is not None]
+        if started:
+            return (started[0],)
+        if len(self._taken()) == self._slots:
+            return ()
+        return tuple(ticket for ticket in waiting if ticket._lane is Lane.SEQUENCE)[:1]
+
+    def _start(self, ticket: Ticket[Work]) -> None:
+        if ticket._lane is Lane.SEQUENCE:
+            # The lowest: a step runs over all slots between the lowest and the highest in use.
+            ticket.slot = min(set(range(self._slots)) - self._taken())
         self._queue.remove(ticket)
         self._running.append(ticket)
-        ticket.state = State.RUNNING
+        ticket.state = State.STARTED
         ticket._started_s = self._clock()
-        return ticket
 
-    def _next(self) -> Ticket[Work] | None:
-        taken = sum(ticket._needs_slot for ticket in self._running)
-        for ticket in self._queue:
-            free = taken < self._slots or not ticket._needs_slot
-            if ticket.state is State.WAITING and free:
-                return ticket
-        return None
+    def _taken(self) -> set[int]:
+        return {ticket.slot for ticket in self._running if ticket.slot is not None}
 
     def _end(self, ticket: Ticket[Work]) -> None:
         (self._queue if ticket in self._queue else self._running).remove(ticket)
@@ -248,7 +294,10 @@ class Scheduler(Generic[Work]):
 
     def _pending(self) -> bool:
         late = any(ticket._cancelled or self._expired(ticket) for ticket in self._queue)
-        return bool(self._running) or late or self._next() is not None
+        return bool(self._running) or late or bool(self._next_part())
+
+    def _asked(self) -> int:
+        return sum(ticket._lane is not Lane.CALL for ticket in self._queue)
 
     def _expired(self, ticket: Ticket[Work]) -> bool:
         return ticket._deadline_s is not None and self._clock() >= ticket._deadline_s

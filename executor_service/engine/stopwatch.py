@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class Stopwatch:
@@ -31,3 +31,12 @@ class Stopwatch:
     def total_ms(self) -> float:
         """Time since it was made."""
         return (time.perf_counter() - self._made_s) * 1000
+
+
+@contextlib.contextmanager
+def during_all(watches: Iterable[Stopwatch], phase: str) -> Iterator[None]:
+    """Count the time inside towards a phase of every request that shares it."""
+    with contextlib.ExitStack() as stack:
+        for watch in watches:
+            stack.enter_context(watch.during(phase))
+        yield

@@ -43,6 +43,7 @@ class SamplingParams:
         top_k: Keep this many of the likeliest tokens; None keeps all.
         seed: None draws one.
         stop: Strings before which the answer ends.
+        log_probabilities: Whether each token's is wanted.
     """
 
     temperature: float = 0.0
@@ -50,6 +51,7 @@ class SamplingParams:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = field(default=(), repr=False)
+    log_probabilities: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,27 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Newly decoded text and the tokens that it ends."""
+    """Newly decoded text and the tokens that it ends, with their log-probabilities if wanted."""
 
     text: str = field(repr=False)
     token_ids: tuple[int, ...] = field(repr=False)
+    log_probabilities: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts: the prompt's with its image tokens, and of the answer with its end of turn."""
+    """Token counts.
+
+    Attributes:
+        prompt_tokens: Of the whole prompt.
+        image_tokens: Those of them that stand for the screen.
+        cached_prompt_tokens: Those of them that were not computed again.
+        completion_tokens: Of the answer, its end of turn included.
+    """
 
     prompt_tokens: int
     image_tokens: int
+    cached_prompt_tokens: int
     completion_tokens: int
 
 
@@ -219,6 +230,9 @@ class Limits:
     max_context_bytes: int
     context_ttl_seconds: int
     queue_length: int
+    slots: int
+    slot_tokens: int
+    prefill_chunk_tokens: int
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
 from executor_service.engine.failures import as_service_error, is_fatal
 from executor_service.engine.outbox import Outbox
-from executor_service.engine.scheduler import Drop, Scheduler, Ticket
+from executor_service.engine.scheduler import Drop, Lane, Progress, Scheduler, Ticket
 from executor_service.errors import deadline_passed, engine_stopped
 from service_chassis.errors import ServiceError
 from service_chassis.logging import describe_exception
 
 Result = TypeVar("Result")
+Kind = TypeVar("Kind")
 _STOP_S = 5.0
 _log = structlog.get_logger()
 
 
+# How a part of a job ended: what follows, or why nothing does.
+Outcome = Progress | Exception
+
+
 class Job(Protocol):
-    """What a ticket carries. The worker thread calls `start` and `step`."""
+    """What a ticket carries. The worker thread calls `part` and `step`, for jobs of one class.
 
-    def start(self) -> bool:
-        """Run the first part; True when that was all."""
+    Both return an outcome for each job. If they raise, nobody has got anything yet, and each job is
+    run again by itself: what fails, fails alone.
 
-    def step(self) -> bool:
-        """Run one more step; True when it was the last."""
+    Attributes:
+        slot: Set before each part; see `Ticket`.
+    """
+
+    slot: int | None
+
+    @staticmethod
+    def part(jobs: Sequence[Any]) -> Sequence[Outcome]:
+        """Run the next part of each."""
+
+    @staticmethod
+    def step(jobs: Sequence[Any]) -> Sequence[Outcome]:
+        """Run one step of each, together."""
 
     def fail(self, error: ServiceError) -> None:
         """Tell whoever waits; nothing of the job runs after this. From any thread."""
@@ -74,7 +90,7 @@ class Worker:
             Exception: What the function raises.
         """
         job = _Call(function, Outbox())
-        self._scheduler.ready(self._scheduler.admit(job, needs_slot=False, urgent=True))
+        self._scheduler.ready(self._scheduler.admit(job, Lane.CALL))
         return await job.outbox.get()
 
     def _run(self) -> None:
@@ -94,51 +110,75 @@ class Worker:
             # Whoever cancelled has stopped listening.
             if reason is Drop.EXPIRED:
                 ticket.work.fail(deadline_passed())
-        if turn.start is not None:
-            self._advance(turn.start, turn.start.work.start)
-        for ticket in turn.step:
-            self._advance(ticket, ticket.work.step)
+        if turn.step:
+            self._advance(turn.step, turn.step[0].work.step)
+        if turn.part:
+            self._advance(turn.part, turn.part[0].work.part)
         if turn.idle:
             self._scheduler.wait()
 
-    def _advance(self, ticket: Ticket[Job], part: Callable[[], bool]) -> None:
-        """Run one part of one job; its failure ends this job only."""
-        try:
-            over = part()
-        except Exception as error:
-            refusal = as_service_error(error)
-            ticket.work.fail(refusal)
-            if refusal is not error:
-                _log.error("a request failed", fault=describe_exception(error))
-            if is_fatal(error):
-                raise
-            over = True
-        if over:
-            self._scheduler.finish(ticket)
+    def _advance(
+        self, tickets: Sequence[Ticket[Job]], run: Callable[[Sequence[Job]], Sequence[Outcome]]
+    ) -> None:
+        """Run a part of some jobs; a failure ends its own job only."""
+        for ticket in tickets:
+            ticket.work.slot = ticket.slot
+        outcomes = together_or_apart([ticket.work for ticket in tickets], run)
+        for ticket, outcome in zip(tickets, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._fail(ticket.work, outcome)
+                outcome = Progress.OVER
+            self._scheduler.report(ticket, outcome)
+        fatal = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        for error in filter(is_fatal, fatal):
+            raise error
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        refusal = as_service_error(error)
+        job.fail(refusal)
+        if refusal is not error:
+            _log.error("a request failed", fault=describe_exception(error))
 
     def _fail_all(self) -> None:
         for ticket in self._scheduler.close():
             ticket.work.fail(engine_stopped())
 
 
+def together_or_apart(
+    jobs: Sequence[Kind], run: Callable[[Sequence[Kind]], Sequence[Outcome]]
+) -> Sequence[Outcome]:
+    """Outcomes of jobs that are run together, or one by one where that fails."""
+    try:
+        return run(jobs)
+    except Exception as error:
+        if len(jobs) == 1 or is_fatal(error):
+            return [error] * len(jobs)
+        return [outcome for job in jobs for outcome in together_or_apart([job], run)]
+
+
 class _Call(Generic[Result]):
     """A function as a job of one part; what it raises goes to its caller as it is."""
+
+    slot: int | None = None
 
     def __init__(self, function: Callable[[], Result], outbox: Outbox[Result]) -> None:
         self._function = function
         self.outbox = outbox
 
-    def start(self) -> bool:
+    @staticmethod
+    def part(jobs: Sequence[_Call[Any]]) -> Sequence[Outcome]:
+        [job] = jobs
         try:
-            self.outbox.put(self._function())
+            job.outbox.put(job._function())
         except Exception as error:
-            self.outbox.fail(error)
+            job.outbox.fail(error)
             if is_fatal(error):
                 raise
-        return True
+        return [Progress.OVER]
 
-    def step(self) -> bool:
-        return True
+    @staticmethod
+    def step(jobs: Sequence[_Call[Any]]) -> Sequence[Outcome]:
+        return [Progress.OVER] * len(jobs)
 
     def fail(self, error: ServiceError) -> None:
         self.outbox.fail(error)

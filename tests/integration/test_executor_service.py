@@ -52,12 +52,13 @@ from tests.support.reference import MixtureReference, PeftReference
 # In every prompt of this file: it must not be found anywhere else.
 CANARY = "Quillabeth-Vantongeren"
 PROMPT = f"Click December 3 in the calendar of {CANARY}"
-SCREEN = (Path(__file__).parents[2] / "miniature/samples/images/calendar_00000.png").read_bytes()
+SAMPLES = Path(__file__).parents[2] / "miniature/samples/images"
+SCREEN = (SAMPLES / "calendar_00000.png").read_bytes()
 SYSTEM = "You click in calendars."
 TOKENS = 10
 SLOTS = 3
-# Holds a few calendars.
-CONTEXT_BYTES = 4 * 2**20
+# Holds a few calendars, of 4 MB each.
+CONTEXT_BYTES = 16 * 2**20
 LONG = 400
 
 
@@ -160,14 +161,15 @@ class TestAnswers:
 
     @pytest.mark.parametrize("share", [0.5, 0.7, 0.3])
     async def test_soft_gates_are_the_mixture(
-        self, client: AsyncMolora, mixture: MixtureReference, share: float
+        self, client: AsyncMolora, mixture: MixtureReference, place: Place, share: float
     ) -> None:
         gates = {"calendar": share, "claim-window": 1 - share}
         answer = await ask(client, gates=gates)
         system = SYSTEM if share >= 0.5 else None
         assert answer.token_ids == mixture.answer(gates, system, PROMPT, SCREEN, TOKENS)
         assert answer.applied.gates == pytest.approx(gates)
-        layers = dict.fromkeys(range(4), gates)
+        config = json.loads((place.base / "config.json").read_text())
+        layers = dict.fromkeys(range(config["text_config"]["num_hidden_layers"]), gates)
         by_layer = await ask(client, gates=gates, layer_gates=layers)
         assert by_layer.token_ids == answer.token_ids
         assert set(by_layer.applied.layer_gates) == set(layers)
@@ -211,19 +213,41 @@ class TestAnswers:
         assert scored.applied.gates == {"calendar": 1.0}
 
     async def test_an_answer_comes_in_pieces_and_with_its_facts(self, client: AsyncMolora) -> None:
-        sampling = Sampling(temperature=1.0, seed=7)
-        whole = await ask(client, expert="calendar", sampling=sampling)
-        stream = client.generate_stream(
-            PROMPT, SCREEN, expert="calendar", max_new_tokens=TOKENS, sampling=sampling
-        )
+        asked = {
+            "expert": "calendar",
+            "max_new_tokens": 4 * TOKENS,
+            "sampling": Sampling(temperature=1.0, seed=7),
+        }
+        whole = await client.generate(PROMPT, SCREEN, **asked)
+        stream = client.generate_stream(PROMPT, SCREEN, **asked)
         pieces = [piece async for piece in stream]
         assert len(pieces) > 1
         assert "".join(pieces) == stream.result.text == whole.text
         assert whole.token_ids == stream.result.token_ids
         assert whole.finish_reason is FinishReason.LENGTH
-        assert whole.usage.completion_tokens == TOKENS
-        assert whole.usage.image_tokens == 42
+        assert whole.usage.completion_tokens == 4 * TOKENS
+        assert whole.usage.image_tokens == 156
         assert whole.timings.total_ms >= whole.timings.time_to_first_token_ms > 0
+
+    async def test_a_system_prompt_is_computed_once(self, client: AsyncMolora) -> None:
+        prompt = Prompt(PROMPT, system=f"You click where {CANARY} says, and nowhere else.")
+        asked = {"gates": {"calendar": 0.25, "claim-window": 0.75}, "max_new_tokens": TOKENS}
+        first = await client.generate(prompt, SCREEN, **asked)
+        again = await client.generate(prompt, SCREEN, **asked)
+        assert first.usage.cached_prompt_tokens == 0 < again.usage.cached_prompt_tokens
+        assert again.token_ids == first.token_ids
+        other = await client.generate(prompt, SCREEN, base_only=True, max_new_tokens=TOKENS)
+        assert other.usage.cached_prompt_tokens == 0, "its keys and values are others"
+
+    async def test_log_probabilities_are_those_of_peft(
+        self, client: AsyncMolora, peft: PeftReference
+    ) -> None:
+        sampling = Sampling(temperature=2.0, seed=3, return_log_probabilities=True)
+        answer = await ask(client, expert="calendar", sampling=sampling)
+        ids = list(answer.token_ids)
+        expected = peft.score("calendar", SYSTEM, PROMPT, SCREEN, ids)
+        assert answer.log_probabilities == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert not (await ask(client, expert="calendar")).log_probabilities
 
 
 class TestContexts:
@@ -260,8 +284,9 @@ class TestContexts:
     async def test_what_is_not_held_any_more(self, client: AsyncMolora) -> None:
         first = (await client.features(PROMPT, SCREEN)).context
         without_bytes = dataclasses.replace(first, data=None)
-        for _ in range(8):  # more than CONTEXT_BYTES holds
-            await client.features(PROMPT, SCREEN)
+        for number in range(1, 7):  # more than CONTEXT_BYTES holds
+            other = (SAMPLES / f"calendar_{number:05}.png").read_bytes()
+            await client.features(PROMPT, other)
         for context in (without_bytes, ContextRef("never-given-out")):
             expired = client.generate(PROMPT, context, expert="calendar")
             await fails(ContextExpiredError, "CONTEXT_EXPIRED", expired)
@@ -339,13 +364,15 @@ class TestExperts:
         assert (calendar.name, calendar.label, calendar.rank) == ("calendar", 0, 8)
         assert (claim.name, claim.label, claim.rank) == ("claim-window", 1, 16)
         assert calendar.task_types == ("click",)
-        # Four decoder layers with seven linears each; four tower blocks and the Conv3d.
-        assert [one.matched_modules for one in listed.experts] == [4 * 7 + 4 + 1] * 2
+        # Five decoder layers with seven linears each; four tower blocks and the Conv3d.
+        assert [one.matched_modules for one in listed.experts] == [5 * 7 + 4 + 1] * 2
         assert all(one.targets_vision for one in listed.experts)
         identities = [ExpertIdentity(one.name, one.digest, 1) for one in info.experts]
         assert listed.expert_set == info.expert_set == expert_set_digest(identities)
         assert (info.device, info.dtype) == ("cpu", "float32")
-        assert set(info.backends) == {"attention", "gated", "decode", "image_processor"}
+        choices = {"attention", "gated", "decode", "image_processor", "key_values"}
+        assert set(info.backends) == choices
+        assert (info.limits.slots, info.limits.slot_tokens) == (SLOTS, 4096)
         assert info.limits.max_context_bytes == CONTEXT_BYTES
 
     async def test_a_loaded_expert_changes_the_set(self, client: AsyncMolora) -> None:

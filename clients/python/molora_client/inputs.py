@@ -84,6 +84,7 @@ class Sampling:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    return_log_probabilities: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,12 @@ class GenerateTimings:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts; the image tokens are part of the prompt's."""
+    """Token counts; image tokens, and those kept from earlier requests, are of the prompt's."""
 
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
+    cached_prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,10 @@ class Applied:
 
 @dataclass(frozen=True)
 class Generation:
-    """A complete answer."""
+    """A complete answer.
+
+    `log_probabilities` (natural, before temperature) has one for each token if they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -145,6 +149,7 @@ class Generation:
     applied: Applied
     timings: GenerateTimings
     request_id: str
+    log_probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,9 @@ class Limits:
     max_context_bytes: int
     context_ttl_seconds: int
     queue_length: int
+    slots: int
+    slot_tokens: int
+    prefill_chunk_tokens: int
 
 
 @dataclass(frozen=True)

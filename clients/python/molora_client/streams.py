@@ -29,6 +29,7 @@ class AsyncTextStream(Generic[Result]):
         self._replies = replies
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
+        self._log_probabilities: list[float] = []
         self._completed: executor_pb2.Completed | None = None
         self._result: Result | None = None
         self._routed: Routed | None = None
@@ -94,6 +95,7 @@ class AsyncTextStream(Generic[Result]):
             self._replies.token_seen = True
             self._pieces.append(reply.delta.text)
             self._token_ids.extend(reply.delta.token_ids)
+            self._log_probabilities.extend(reply.delta.log_probabilities)
             return str(reply.delta.text)
         if event == "completed":
             self._completed = reply.completed
@@ -104,7 +106,11 @@ class AsyncTextStream(Generic[Result]):
 
     def _generation(self, completed: executor_pb2.Completed) -> Generation:
         return wire.decode_generation(
-            "".join(self._pieces), self._token_ids, completed, self._replies.request_id
+            completed,
+            text="".join(self._pieces),
+            token_ids=tuple(self._token_ids),
+            log_probabilities=tuple(self._log_probabilities),
+            request_id=self._replies.request_id,
         )
 
 

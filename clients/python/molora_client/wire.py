@@ -160,13 +160,19 @@ def decode_routed(
 
 
 def decode_generation(
-    text: str, token_ids: Iterable[int], completed: executor_pb2.Completed, request_id: str
+    completed: executor_pb2.Completed,
+    *,
+    text: str,
+    token_ids: tuple[int, ...],
+    log_probabilities: tuple[float, ...],
+    request_id: str,
 ) -> results.Generation:
     """The collected deltas and what the last message states."""
     finish_reason = _name(executor_pb2.FinishReason, completed.finish_reason, "FINISH_REASON_")
     return results.Generation(
         text=text,
-        token_ids=tuple(token_ids),
+        token_ids=token_ids,
+        log_probabilities=log_probabilities,
         finish_reason=FinishReason(finish_reason),
         usage=decode_plain(results.Usage, completed.usage),
         applied=decode_applied(completed.applied),

@@ -216,10 +216,12 @@ def applied(**changes: object) -> Applied:
 
 
 def test_what_was_applied():
-    event = Completed(FinishReason.LENGTH, Usage(9, 4, 3), applied(), TIMINGS)
+    event = Completed(FinishReason.LENGTH, Usage(9, 4, 5, 3), applied(), TIMINGS)
     completed = wire.generate_response(event).completed
     assert completed.finish_reason == executor_pb2.FINISH_REASON_LENGTH
-    assert completed.usage == types_pb2.Usage(prompt_tokens=9, image_tokens=4, completion_tokens=3)
+    assert completed.usage == types_pb2.Usage(
+        prompt_tokens=9, image_tokens=4, cached_prompt_tokens=5, completion_tokens=3
+    )
     told = completed.applied
     assert dict(told.gates.weights) == {"calendar": 1.0}
     assert [dict(layer.weights) for layer in told.gates.layers] == [
@@ -237,7 +239,7 @@ def test_what_was_applied():
 
 def test_base_only_has_no_gates():
     bare = applied(gates=GateVector.zeros(2), active=(), base_only=True, mode=RoutingMode.AS_GIVEN)
-    event = Completed(FinishReason.STOP, Usage(1, 1, 1), bare, TIMINGS)
+    event = Completed(FinishReason.STOP, Usage(1, 1, 0, 1), bare, TIMINGS)
     told = wire.generate_response(event).completed.applied
     assert told.base_only
     assert not told.HasField("gates")
@@ -247,7 +249,7 @@ def test_base_only_has_no_gates():
 def test_every_finish_reason_has_a_number():
     numbers = {
         wire.generate_response(
-            Completed(reason, Usage(1, 1, 1), applied(), TIMINGS)
+            Completed(reason, Usage(1, 1, 0, 1), applied(), TIMINGS)
         ).completed.finish_reason
         for reason in FinishReason
     }
@@ -261,7 +263,7 @@ def test_a_delta():
 
 
 def test_a_score_tells_the_prompt_s_ids_only_if_asked():
-    scored = Scored((7, 8), (-0.5, -1.5), (1, 2, 3), Usage(3, 1, 2), applied(), TIMINGS)
+    scored = Scored((7, 8), (-0.5, -1.5), (1, 2, 3), Usage(3, 1, 0, 2), applied(), TIMINGS)
     quiet = wire.score_response(scored, executor_pb2.ScoreRequest())
     assert list(quiet.prompt_token_ids) == []
     assert (list(quiet.token_ids), list(quiet.log_probabilities)) == ([7, 8], [-0.5, -1.5])
@@ -310,13 +312,15 @@ def test_server_info():
         base_digest="b",
         template_version="t",
     )
-    limits = Limits(100, 20, 3000, 4000, 5000, 60, 7)
+    limits = Limits(100, 20, 3000, 4000, 5000, 60, 7, 8, 120, 64)
     facts = Facts("b", spec, "cpu", "float32", {"gated": "stacked"}, limits)
     state = ExpertState(ExpertIdentity("a", "d", 4), None, 16, 280, True, 2, ())
     told = wire.info_response(facts, [state], "set")
     assert (told.model, told.expert_set, told.device, told.dtype) == ("b", "set", "cpu", "float32")
     assert (told.feature_spec.digest, told.feature_spec.vision_dim) == ("f", 16)
     assert (told.limits.max_prompt_tokens, told.limits.context_ttl_seconds) == (100, 60)
+    assert (told.limits.slots, told.limits.slot_tokens) == (8, 120)
+    assert told.limits.prefill_chunk_tokens == 64
     assert (told.experts[0].name, told.experts[0].generation) == ("a", 4)
     assert dict(told.backends) == {"gated": "stacked"}
     assert told.version

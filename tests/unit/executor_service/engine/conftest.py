@@ -22,12 +22,13 @@ from executor_service.engine.contexts import ContextCache
 from executor_service.engine.detokenizer import TokenBytes
 from executor_service.engine.engine import Engine
 from executor_service.engine.inputs import Tools
+from executor_service.engine.kept import Kept
 from executor_service.engine.registry import ExpertRegistry
 from executor_service.engine.scheduler import Scheduler
 from executor_service.engine.work import Facts, Limits
 from executor_service.engine.worker import Worker
 from executor_service.model.experts import ExpertSet, LoadedExpert
-from executor_service.model.prompt import PromptBuilder
+from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from service_chassis.errors import InvalidArgument
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -81,14 +82,52 @@ class FakePixels:
 
 
 @dataclass
+class FakeRow:
+    """A prompt, its screen, and the shapes that the engine looks at."""
+
+    prompt: BuiltPrompt
+    vision: FakeVision
+
+    @property
+    def embeds(self):
+        return torch.zeros(1, len(self.prompt.ids), 0)
+
+    @property
+    def positions(self):
+        return torch.arange(len(self.prompt.ids)).expand(4, 1, -1)
+
+
+@dataclass
+class FakeSlots:
+    """What is left of each slot's answer, and which slots were restored or cleared."""
+
+    length: int = 220
+    left: dict[int, list[int]] = field(default_factory=dict)
+    restored: list[int] = field(default_factory=list)
+    cleared: list[int] = field(default_factory=list)
+
+    def save(self, slot, length):
+        return SimpleNamespace(length=length, nbytes=10 * length)
+
+    def restore(self, slot, prefix):
+        self.restored.append(slot)
+
+    def clear(self, slot):
+        self.cleared.append(slot)
+
+
+@dataclass
 class FakeModel:
-    """`fail` makes a call raise; a step takes `step_s`; `rows` says whose step each one was."""
+    """`fail` makes a call raise; a step takes `step_s`; `steps` says which slots each one ran."""
 
     answers: PromptBuilder
     length: int = 12
     calls: Counter[str] = field(default_factory=Counter)
     fail: dict[str, Exception] = field(default_factory=dict)
-    rows: list[str] = field(default_factory=list)
+    steps: list[tuple[int, ...]] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    bad_slot: int | None = None
     features_nan: bool = False
     step_s: float = 0.0
 
@@ -102,34 +141,54 @@ class FakeModel:
         gates = "none" if routing is None else routing.gates[0].weights
         return [FakeVision(f"{screen.data!r} under {gates}") for screen in screens]
 
-    def answer(self, prompt, vision, routing):
+    def answer(self, prompt, vision, experts, gates):
         """The whole answer, as ids with the end of turn."""
-        seen = f"{prompt.ids} {vision.look} {routing.experts.digest} {routing.gates[0]}"
+        seen = f"{prompt.ids} {vision.look} {experts.digest} {gates}"
         text = f"{zlib.crc32(seen.encode()):010d}"[: self.length]
         return [*self.answers.encode_literal(text), self.answers.end_of_turn]
 
-    def prefill(self, prompt, vision, routing):
+    def row(self, prompt, vision):
+        return FakeRow(prompt, vision)
+
+    def prefill(self, row, span, slots, slot, routing):
+        """Hidden states are logits here."""
         self._called("prefill")
-        left = self.answer(prompt, vision, routing)
-        return self._logits(left[0]), left
+        self.spans.append(span)
+        left = self.answer(row.prompt, row.vision, routing.experts, routing.gates[0])
+        slots.left[slot] = left
+        return torch.stack([self._logits(left[0])] * (span[1] - span[0]))
 
-    def step(self, token_id, state, routing):
-        self._called("step")
+    def decode(self, rows, slots, experts):
+        self._called("decode")
         time.sleep(self.step_s)
-        assert token_id == state.pop(0), "the engine fed another row's token"
-        self.rows.append(str(id(state)))
-        return self._logits(state[0])
+        self.steps.append(tuple(row.slot for row in rows))
+        if self.bad_slot in self.steps[-1]:
+            raise RuntimeError("device says: secret")
+        logits = []
+        for row in rows:
+            left = slots.left[row.slot]
+            assert row.token_id == left.pop(0), "the engine fed another row's token"
+            logits.append(self._logits(left[0]))
+        return torch.stack(logits)
 
-    def score(self, prompt, completion, vision, routing):
-        self._called("score")
-        return -torch.arange(len(completion), dtype=torch.float32)
+    def logits(self, hidden):
+        return hidden
 
-    def features(self, text_ids, text_span, vision, spec):
+    def log_probabilities(self, hidden, next_ids):
+        self._called("log_probabilities")
+        assert len(hidden) == len(next_ids)
+        return [-float(token_id) for token_id in next_ids]
+
+    def features(self, rows, spec):
         self._called("features")
-        text = torch.tensor([float(len(text_ids)), float(text_span[0]), float(text_span[1])])
-        if self.features_nan:
-            text[0] = float("nan")
-        return SimpleNamespace(text=text, vision=torch.tensor([1.0, 2.0]))
+        self.batches.append(len(rows))
+        found = []
+        for row in rows:
+            text = torch.tensor([float(len(row.ids)), float(row.span[0]), float(row.span[1])])
+            if self.features_nan:
+                text[0] = float("nan")
+            found.append(SimpleNamespace(text=text, vision=torch.tensor([1.0, 2.0])))
+        return found
 
     def _logits(self, token_id):
         logits = torch.zeros(400)
@@ -195,6 +254,8 @@ class Bench:
     scheduler: Scheduler
     worker: Worker
     contexts: ContextCache
+    slots: FakeSlots
+    shelf: Shelf
 
 
 @pytest.fixture
@@ -205,18 +266,20 @@ async def bench(model, registry, tokenizer, shelf, tmp_path):
     await registry.load("v", shelf.put("v", "content v", system_prompt="v's", targets_vision=True))
     scheduler = Scheduler(queue_length=4, slots=2)
     worker = Worker(scheduler)
-    limits = Limits(200, 32, 1000, 1000, 1000, 60, 4)
+    limits = Limits(200, 32, 1000, 1000, 1000, 60, 4, 2, 220, 64)
     spec = SimpleNamespace(digest="spec", text_dim=TEXT_DIM, vision_dim=VISION_DIM)
     contexts = ContextCache(max_bytes=1000, ttl_s=60)
-    reader = FakeReader()
+    reader, slots = FakeReader(), FakeSlots()
     tools = Tools(
         model=model,
+        slots=slots,
+        prefixes=Kept(1000),
         reader=reader,
         prompts=model.answers,
         vocabulary=TokenBytes(tokenizer),
         system_prompt="server's",
         max_prompt_tokens=200,
-        context_tokens=220,
+        chunk_tokens=64,
     )
     engine = Engine(
         facts=Facts("base", spec, "cpu", "float32", {}, limits),
@@ -227,5 +290,5 @@ async def bench(model, registry, tokenizer, shelf, tmp_path):
         worker=worker,
         experts_root=tmp_path,
     )
-    yield Bench(engine, model, reader, registry, scheduler, worker, contexts)
+    yield Bench(engine, model, reader, registry, scheduler, worker, contexts, slots, shelf)
     await engine.close()

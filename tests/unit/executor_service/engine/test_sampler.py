@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from executor_service.engine.sampler import Sampler
+from executor_service.engine.sampler import Choice, Sampler, choose
 from executor_service.engine.work import SamplingParams
 from service_chassis.errors import Internal
 
@@ -16,9 +16,16 @@ PROBABILITIES = [0.15, 0.5, 0.05, 0.3]
 LOGITS = torch.tensor(PROBABILITIES).log()
 
 
+def sample(sampler: Sampler, logits: torch.Tensor) -> int:
+    [choice] = choose([sampler], logits[None])
+    if isinstance(choice, Exception):
+        raise choice
+    return choice.token_id
+
+
 def draw(count: int, **params: object) -> Counter[int]:
     sampler = Sampler(SamplingParams(**params))
-    return Counter(sampler.sample(LOGITS) for _ in range(count))
+    return Counter(sample(sampler, LOGITS) for _ in range(count))
 
 
 def test_greedy_takes_the_largest_and_needs_no_seed():
@@ -26,7 +33,7 @@ def test_greedy_takes_the_largest_and_needs_no_seed():
 
 
 def test_greedy_takes_the_first_of_equals():
-    assert Sampler(SamplingParams()).sample(torch.tensor([0.0, 2.0, 2.0])) == 1
+    assert sample(Sampler(SamplingParams()), torch.tensor([0.0, 2.0, 2.0])) == 1
 
 
 def test_shares_follow_the_probabilities():
@@ -69,7 +76,7 @@ def test_top_k_comes_before_top_p():
 def test_a_seed_repeats_and_no_seed_does_not():
     def tokens(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
-        return [sampler.sample(LOGITS) for _ in range(60)]
+        return [sample(sampler, LOGITS) for _ in range(60)]
 
     assert tokens(2**64 - 1) == tokens(2**64 - 1)
     assert tokens(1) != tokens(2)
@@ -80,10 +87,36 @@ def test_a_seed_repeats_and_no_seed_does_not():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_refused(value, temperature):
     with pytest.raises(Internal):
-        Sampler(SamplingParams(temperature=temperature)).sample(torch.tensor([0.0, value, 1.0]))
+        sample(Sampler(SamplingParams(temperature=temperature)), torch.tensor([0.0, value, 1.0]))
 
 
 def test_tokens_with_logit_minus_infinity_are_never_taken():
     logits = torch.tensor([0.0, -float("inf"), 0.0])
     sampler = Sampler(SamplingParams(temperature=10.0, seed=1))
-    assert {sampler.sample(logits) for _ in range(200)} == {0, 2}
+    assert {sample(sampler, logits) for _ in range(200)} == {0, 2}
+
+
+def test_rows_are_chosen_together_as_each_would_be_alone():
+    params = [SamplingParams(), SamplingParams(temperature=1.0, seed=4), SamplingParams(top_k=1)]
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    alone = [sample(Sampler(one), row) for one, row in zip(params, logits, strict=True)]
+    together = choose([Sampler(one) for one in params], logits)
+    assert [choice.token_id for choice in together] == alone
+
+
+def test_a_row_that_fails_leaves_the_others_alone():
+    logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [2.0, 1.0]])
+    first, failed, last = choose([Sampler(SamplingParams()) for _ in range(3)], logits)
+    assert (first, last) == (Choice(1, None), Choice(0, None))
+    assert isinstance(failed, Internal)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_log_probabilities_are_the_models_own_whatever_the_temperature(temperature):
+    params = SamplingParams(temperature=temperature, seed=1, log_probabilities=True)
+    [choice, silent] = choose(
+        [Sampler(params), Sampler(SamplingParams())], torch.stack([LOGITS] * 2)
+    )
+    expected = float(LOGITS.log_softmax(-1)[choice.token_id])
+    assert choice.log_probability == pytest.approx(expected, abs=1e-6)
+    assert silent.log_probability is None

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from executor_service.engine.outbox import Outbox
-from executor_service.engine.scheduler import Scheduler
-from executor_service.engine.worker import Worker
+from executor_service.engine.scheduler import Lane, Progress, Scheduler
+from executor_service.engine.worker import Worker, together_or_apart
 from service_chassis.errors import (
     DeadlineExceeded,
     Internal,
@@ -32,24 +32,28 @@ class CountingJob:
         self._gate = gate
         self._error = error
 
-    def start(self) -> bool:
-        return self._part()
+    slot = None
 
-    def step(self) -> bool:
-        return self._part()
+    @staticmethod
+    def part(jobs):
+        return [job._part() for job in jobs]
+
+    step = part
 
     def fail(self, error: ServiceError) -> None:
         self.outbox.fail(error)
 
-    def _part(self) -> bool:
+    def _part(self):
         if self._gate is not None:
             self._gate.wait(5)
         self._trace.append(self._name)
         if self._error is not None and self._left == 1:
-            raise self._error
+            if isinstance(self._error, SystemExit):
+                raise self._error
+            return self._error
         self._left -= 1
         self.outbox.put(self._name)
-        return self._left == 0
+        return Progress.STEPS if self._left else Progress.OVER
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ async def worker(scheduler):
 
 
 def post(scheduler, job, **options):
-    ticket = scheduler.admit(job, needs_slot=True, **options)
+    ticket = scheduler.admit(job, Lane.SEQUENCE, **options)
     scheduler.ready(ticket)
     return ticket
 
@@ -237,3 +241,30 @@ async def test_a_reader_that_does_not_read_delays_nobody(scheduler, worker):
     post(scheduler, read)
     assert len(await take(read, 50)) == 50
     assert len(await take(ignored, 5000)) == 5000
+
+
+def test_what_fails_together_runs_apart_and_fails_alone():
+    calls = []
+
+    def run(jobs):
+        calls.append(tuple(jobs))
+        if "bad" in jobs:
+            raise ValueError("secret")
+        return [Progress.MORE] * len(jobs)
+
+    first, failed, last = together_or_apart(["a", "bad", "b"], run)
+    assert (first, last) == (Progress.MORE, Progress.MORE)
+    assert isinstance(failed, ValueError)
+    assert calls == [("a", "bad", "b"), ("a",), ("bad",), ("b",)]
+
+
+def test_a_fatal_error_is_not_tried_again():
+    calls = []
+
+    def run(jobs):
+        calls.append(tuple(jobs))
+        raise torch.AcceleratorError("sticky")
+
+    outcomes = together_or_apart(["a", "b"], run)
+    assert [type(one) for one in outcomes] == [torch.AcceleratorError] * 2
+    assert calls == [("a", "b")]
