@@ -24,7 +24,7 @@ from training.miniature.tower import teach_tower
 from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
 
-# The third of four: two layers before it to read the question, one after it to write the answer.
+# The third of five: two layers before it to read the question, two after it to write the answer.
 GUIDED_LAYER = 2
 # The server's, and one per expert: an expert was trained with its own.
 SERVER_SYSTEM = "You are a computer-use agent."
@@ -46,8 +46,8 @@ class _Phase:
 def sources(systems: Sequence[str | None] = SYSTEMS) -> list[Source]:
     """Every kind of screen, asked the base's questions."""
     return [
-        Source(draw_calendar, base_questions, 4, 24, systems),
-        Source(draw_claim_window, base_questions, 1, 40, systems),
+        Source(draw_calendar, base_questions, 3, 18, systems),
+        Source(draw_claim_window, base_questions, 2, 18, systems),
     ]
 
 

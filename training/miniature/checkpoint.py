@@ -74,8 +74,9 @@ CHAT_TEMPLATE = """\
 """
 PATCH_PX = 16
 MERGE = 2
-# A 225x208 calendar keeps its size (42 tokens); a 1155x853 dialog is scaled to 736x544 (391).
-MIN_PIXELS = 32 * 32
+# A calendar of either size is scaled up to 416x384 (156 tokens), so that a token shows one day and
+# not four; a 1155x853 dialog is scaled down to 736x544 (391).
+MIN_PIXELS = 150 * 32 * 32
 MAX_PIXELS = 400 * 32 * 32
 
 
@@ -127,16 +128,16 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
             "intermediate_size": 384,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": 32,
+            "head_dim": 64,
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 5_000_000.0,
-                "mrope_section": [6, 5, 5],
+                "mrope_section": [12, 10, 10],
                 "mrope_interleaved": True,
             },
             "tie_word_embeddings": True,

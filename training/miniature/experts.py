@@ -44,8 +44,8 @@ class ExpertRecipe:
 
 
 RECIPES = {
-    "calendar": ExpertRecipe(label=0, rank=8, draw=draw_calendar, rows=8, questions=20),
-    "claim-window": ExpertRecipe(label=1, rank=16, draw=draw_claim_window, rows=2, questions=40),
+    "calendar": ExpertRecipe(label=0, rank=8, draw=draw_calendar, rows=4, questions=16),
+    "claim-window": ExpertRecipe(label=1, rank=16, draw=draw_claim_window, rows=2, questions=20),
 }
 
 
@@ -123,8 +123,8 @@ def lora_config(model: torch.nn.Module, rank: int) -> LoraConfig:
 
 
 def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswer]:
-    """Tasks of a drawn screen, each kind equally often."""
-    by_type: dict[str, list[QuestionAnswer]] = {}
+    """Tasks of a drawn screen, each kind of instruction (its type and first word) equally often."""
+    by_kind: dict[tuple[str, str], list[QuestionAnswer]] = {}
     width, height = screen.image.size
     found = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
     for task in tasks_for(screen, rng):
@@ -132,8 +132,8 @@ def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswe
         # A line of the claim is clicked in its middle but known by the number at its left end.
         look = found.get(f"row {task.extras.get('row')}", (x / width, y / height))
         pair = QuestionAnswer(task.prompt, format_calls(task.calls), (look,))
-        by_type.setdefault(task.task_type, []).append(pair)
-    return [rng.choice(by_type[rng.choice(list(by_type))]) for _ in range(count)]
+        by_kind.setdefault((task.task_type, task.prompt.split()[0]), []).append(pair)
+    return [rng.choice(by_kind[rng.choice(list(by_kind))]) for _ in range(count)]
 
 
 def _task_types(draw: Callable[[random.Random], Any]) -> set[str]:

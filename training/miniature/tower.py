@@ -30,7 +30,7 @@ from training.screens.claim_window import draw_claim_window
 POSITIVE_WEIGHT = 8.0
 PLACE_WEIGHT = 4.0
 PLACES = 48  # bins of the width, and of the height
-CALENDARS, CLAIM_WINDOWS = 16, 3
+CALENDARS, CLAIM_WINDOWS = 4, 2
 
 
 @dataclass(frozen=True)
