@@ -57,7 +57,7 @@ def test_pixels_equal_the_checkpoints_own_processor(reader, kind):
     read = reader.read(data)
 
     assert torch.equal(read.pixel_values, expected["pixel_values"])
-    assert (read.width, read.height, read.image_tokens) == (225, 208, 42)
+    assert (read.width, read.height, read.image_tokens) == (225, 208, 156)
     assert read.grid_thw == tuple(expected["image_grid_thw"][0].tolist())
 
 
