@@ -165,7 +165,7 @@ def write_expert(checkpoint: Path, directory: Path, *, seed: int, vision: bool) 
 
 def plain_base(checkpoint: Path) -> Any:
     """The checkpoint as transformers loads it."""
-    model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+    model: Any = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
         checkpoint, dtype=torch.float32
     )
     return model.eval()
@@ -321,7 +321,9 @@ class Peer:
             warnings.simplefilter("ignore")
             paths = {name: subject.experts / name / "adapter" for name in BLIND}
             base = plain_base(subject.checkpoint)
-            self._model = PeftModel.from_pretrained(base, paths[BLIND[0]], adapter_name=BLIND[0])
+            self._model: Any = PeftModel.from_pretrained(
+                base, paths[BLIND[0]], adapter_name=BLIND[0]
+            )
             for name in BLIND[1:]:
                 self._model.load_adapter(paths[name], adapter_name=name)
         self._model.eval()

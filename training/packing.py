@@ -28,7 +28,8 @@ class QuestionAnswer:
     """One supervised pair; the answer is learnt, the question is context.
 
     `looks` tells where on the screen the answer is found, as shares of width and height: a place
-    for each word of the answer (None where it stands nowhere), or a single place for all of it.
+    for each word of the answer (None where it stands nowhere), or a single place, which is looked
+    at until the answer's first digit.
     """
 
     question: str
@@ -145,8 +146,14 @@ def _places(
     builder: PromptBuilder, pair: QuestionAnswer, answer: Sequence[int]
 ) -> list[Place | None]:
     """Where each token of the answer is found."""
-    if len(pair.looks) < 2:
-        return [*pair.looks, None][:1] * len(answer)
+    if not pair.looks:
+        return [None] * len(answer)
+    if len(pair.looks) == 1:
+        # The first digit gives the place away: whoever is told of later ones learns to look where
+        # the coordinate says, and not for what the question asks.
+        shown = re.split(r"(?<=\d)", pair.answer, maxsplit=1)[0]
+        looked = min(len(builder.encode_answer(shown)), len(answer))
+        return [*pair.looks * looked, *[None] * (len(answer) - looked)]
     # Qwen's tokenizer never joins over a space, so words can be counted one by one.
     words = re.split("(?= )", pair.answer)
     lengths = [len(builder.encode_answer(word)) for word in words]

@@ -96,3 +96,17 @@ def test_positions_equal_the_models_own(model, builder, reader):
     )
 
     assert torch.equal(packed.positions, expected[:, 0])
+
+
+def test_a_place_is_looked_at_until_the_answer_tells_it(builder, reader):
+    screen = reader.preprocess(draw_calendar(random.Random(1)).image.convert("RGB"))
+    pair = QuestionAnswer("Where is 3", "[49, 38]", ((0.5, 0.4),))
+    packed = pack_row(builder, screen, [pair], system=None)
+    told = builder.encode_answer("[4")
+    positions = packed.looks[:, 0]
+    assert packed.labels[positions].tolist() == told, "what is written next, the first digit last"
+    assert (packed.looks[:, 1] == packed.looks[0, 1]).all()
+    unread = QuestionAnswer("Read the month", "May", ((0.5, 0.1),))
+    assert len(pack_row(builder, screen, [unread], system=None).looks) == len(
+        builder.encode_answer("May")
+    )
