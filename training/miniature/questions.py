@@ -17,6 +17,15 @@ from training.screens.calendar import CalendarScreen
 from training.screens.claim_window import ClaimScreen
 from training.screens.geometry import Box, to_thousandths
 
+# An expert's instruction names its target in words of its own; the base must find a name anywhere.
+WAYS_TO_ASK = (
+    "Where is {}",
+    "Where is {}",
+    "Find {}",
+    "Point at {} on this screen",
+    "Look for {} here",
+    "The place of {}",
+)
 CLICKS = ("left_click", "double_click", "right_click", "mouse_move")
 Ask = Callable[[random.Random], QuestionAnswer]
 
@@ -41,7 +50,7 @@ def base_questions(
     else:
         reading, pointing = _claim_window(screen, size, found)
     writing: list[Ask] = [_write_click, _write_scroll]
-    kinds = rng.choices((reading, pointing, writing), weights=(30, 60, 10), k=count)
+    kinds = rng.choices((reading, pointing, writing), weights=(20, 72, 8), k=count)
     return [rng.choice(kind)(rng) for kind in kinds]
 
 
@@ -61,29 +70,22 @@ def _calendar(
 
     def day(rng: random.Random) -> QuestionAnswer:
         number = rng.choice(list(screen.days))
-        return _where(str(number), screen.days[number], size, found[f"day {number}"])
+        name = rng.choice((str(number), str(number), f"{screen.month_name} {number}"))
+        return _where(rng, name, screen.days[number], size, found[f"day {number}"])
 
     def week_start(rng: random.Random) -> QuestionAnswer:
         weeks = [i for i, row in enumerate(screen.weeks) if any(row)]
         number = rng.choice(weeks)
         first = next(day for day in screen.weeks[number] if day is not None)
         name = f"the first day of week {number + 1}"
-        return _where(name, screen.days[first], size, found[f"day {first}"])
+        return _where(rng, name, screen.days[first], size, found[f"day {first}"])
 
     def button(rng: random.Random) -> QuestionAnswer:
         name = rng.choice(list(screen.buttons))
-        return _where(name.replace("_", " "), screen.buttons[name], size, found[name])
+        return _where(rng, name.replace("_", " "), screen.buttons[name], size, found[name])
 
-    return [week, week, week, week, month], [
-        day,
-        day,
-        day,
-        day,
-        week_start,
-        week_start,
-        button,
-        button,
-    ]
+    pointing: list[Ask] = [*[day] * 5, week_start, *[button] * 3]
+    return [week, week, week, week, month], pointing
 
 
 def _claim_window(
@@ -105,33 +107,35 @@ def _claim_window(
     def where_row(rng: random.Random) -> QuestionAnswer:
         chosen = rng.choice(screen.rows)
         name = f"row {chosen.number}"
-        return _where(name, chosen.box, size, found[name])
+        return _where(rng, name, chosen.box, size, found[name])
 
     def where_grid(rng: random.Random) -> QuestionAnswer:
-        return _where("the grid", screen.grid, size, found["grid"])
+        return _where(rng, "the grid", screen.grid, size, found["grid"])
 
     def where_name(rng: random.Random) -> QuestionAnswer:
         name = rng.choice(list(screen.dropdown or {}))
-        return _where(name, (screen.dropdown or {})[name], size, found[f"item {name}"])
+        return _where(rng, name, (screen.dropdown or {})[name], size, found[f"item {name}"])
 
     def where_button(rng: random.Random) -> QuestionAnswer:
         name = rng.choice(list(screen.buttons))
-        return _where(name, screen.buttons[name], size, found[f"button {name}"])
+        return _where(rng, name, screen.buttons[name], size, found[f"button {name}"])
 
     def where_tab(rng: random.Random) -> QuestionAnswer:
         name = rng.choice(list(screen.tabs))
-        return _where(name, screen.tabs[name], size, found[f"tab {name}"])
+        return _where(rng, name, screen.tabs[name], size, found[f"tab {name}"])
 
-    pointing: list[Ask] = [where_row, where_row, where_grid, where_button, where_button, where_tab]
+    pointing: list[Ask] = [where_row, where_grid, *[where_button] * 4, where_tab]
     reading: list[Ask] = [buttons, count]
     if screen.dropdown:
-        return [*reading, names, names], [*pointing, where_name, where_name, where_name]
+        return [*reading, names, names], [*pointing, *[where_name] * 5]
     return reading, pointing
 
 
-def _where(name: str, box: Box, size: tuple[int, int], place: Place) -> QuestionAnswer:
+def _where(
+    rng: random.Random, name: str, box: Box, size: tuple[int, int], place: Place
+) -> QuestionAnswer:
     x, y = to_thousandths(*box.centre, *size)
-    return QuestionAnswer(f"Where is {name}", f"[{x}, {y}]", (place,))
+    return QuestionAnswer(rng.choice(WAYS_TO_ASK).format(name), f"[{x}, {y}]", (place,))
 
 
 def _write_click(rng: random.Random) -> QuestionAnswer:
