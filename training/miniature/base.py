@@ -19,6 +19,7 @@ from training.miniature.checkpoint import write_untrained
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.questions import base_questions, corpus
+from training.miniature.speed import patches_as_products
 from training.miniature.stream import ScreenStream, Source, in_background
 from training.miniature.tower import teach_tower
 from training.screens.calendar import draw_calendar
@@ -71,6 +72,7 @@ def pretrain(work: Path, *, tower_steps: int, decoder_steps: int, steps: int, se
         return out
     tokenizer = AutoTokenizer.from_pretrained(untrained)
     model = Qwen3VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32)
+    patches_as_products(model)
     teach_tower(model.model, untrained, work / "tower.pt", steps=tower_steps, seed=seed)
     guide = Guide(model.model.language_model, layer=GUIDED_LAYER)
     # The tower sees by now; at first what it would cost goes to the decoder.

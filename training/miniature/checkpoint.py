@@ -147,8 +147,8 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
         },
         vision_config={
             "depth": 4,
-            "hidden_size": 96,
-            "intermediate_size": 256,
+            "hidden_size": 128,
+            "intermediate_size": 384,
             "num_heads": 2,
             "patch_size": PATCH_PX,
             "spatial_merge_size": MERGE,

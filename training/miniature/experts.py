@@ -23,6 +23,7 @@ from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.marks import marks
+from training.miniature.speed import patches_as_products
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.packing import QuestionAnswer
 from training.screens.calendar import draw_calendar
@@ -69,12 +70,13 @@ def train_expert(name: str, base: Path, work: Path, *, steps: int, seed: int) ->
     model = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(seed)
     adapted = get_peft_model(model, lora_config(model, recipe.rank))
+    patches_as_products(adapted)
     guide = Guide(model.model.language_model, layer=GUIDED_LAYER)
     fit = Fit(
         adapted,
         model.model,
         model.lm_head,
-        FitConfig(steps=steps, learning_rate=2e-3, warmup=30),
+        FitConfig(steps=steps, learning_rate=2e-3, warmup=30, guide_weight=0.3),
         work / f"{name}-state",
         pad_id=tokenizer.pad_token_id,
         guide=guide,

@@ -1,0 +1,42 @@
+"""The quick patch embedding against the convolution that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from training.miniature.speed import patches_as_products
+
+PATCH = (2, 4, 4)
+
+
+class _Tower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, 8, PATCH, stride=PATCH)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        embedded: torch.Tensor = self.proj(patches)
+        return embedded.flatten(1)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["bare", "lora"])
+def test_output_and_gradients_equal_the_convolutions(adapted: bool) -> None:
+    torch.manual_seed(0)
+    tower: nn.Module = _Tower()
+    if adapted:
+        config = LoraConfig(r=2, target_modules=["proj"], init_lora_weights=False)
+        tower = get_peft_model(tower, config)  # type: ignore[arg-type]
+    tower = tower.double()
+    patches = torch.randn(5, 3, *PATCH, dtype=torch.float64)
+    expected = _forward_and_gradients(tower, patches)
+    patches_as_products(tower)
+    torch.testing.assert_close(_forward_and_gradients(tower, patches), expected)
+
+
+def _forward_and_gradients(tower: nn.Module, patches: torch.Tensor) -> list[torch.Tensor]:
+    trainable = [p for p in tower.parameters() if p.requires_grad]
+    output = tower(patches)
+    return [output, *torch.autograd.grad(output.square().sum(), trainable)]
