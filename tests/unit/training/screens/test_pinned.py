@@ -1,0 +1,80 @@
+"""The miniature is trained on exactly these screens and tasks: they stay as they are.
+
+A change here means that the committed weights and samples no longer fit the code.
+"""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import PIL
+import pytest
+
+from training.data.synthesize import synthesize
+from training.screens.calendar import draw_calendar
+from training.screens.claim_window import draw_claim_window
+from training.screens.tasks import tasks_for
+
+SAMPLES = Path(__file__).resolve().parents[4] / "miniature" / "samples"
+# Glyphs and JPEG differ by a few grey levels between the builds of Pillow.
+same_pillow = pytest.mark.skipif(PIL.__version__ != "13.0.0", reason="pixels of another Pillow")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@same_pillow
+@pytest.mark.parametrize(
+    ("draw", "seed", "digest"),
+    [
+        (draw_calendar, 1, "5f3ba23870cbac6a"),
+        (draw_calendar, 12, "e2bf4c9dcaaaf2ab"),
+        (draw_claim_window, 1, "fa5e353acb7ce6fa"),
+        (draw_claim_window, 12, "b6290e15f5b9e278"),
+    ],
+)
+def test_a_seed_draws_the_pixels_it_always_drew(draw, seed, digest):
+    assert sha256(draw(random.Random(seed)).image.tobytes()) == digest
+
+
+@pytest.mark.parametrize(
+    ("draw", "seed", "first", "digest"),
+    [
+        (draw_calendar, 1, "Select February 3", "09a39e7b975f39a8"),
+        (draw_calendar, 11, "Select August 18", "b08f5e20518fe5fe"),
+        (draw_calendar, 12, "Click November 21 in the calendar", "af690924e6d4cc56"),
+        (draw_claim_window, 1, "Click the Cancel button", "adca361816537d73"),
+        (draw_claim_window, 11, "Open row 2", "2e81c0fd6b1efed1"),
+        (draw_claim_window, 12, "Open row 2", "7d579f433885a4fc"),
+    ],
+)
+def test_a_seed_asks_what_it_always_asked_in_the_same_order(draw, seed, first, digest):
+    tasks = tasks_for(draw(random.Random(seed)), random.Random(seed))
+    assert tasks[0].prompt == first
+    told = [
+        (
+            task.adapter,
+            task.task_type,
+            task.prompt,
+            [dict(call.arguments) for call in task.calls],
+            task.real_coords,
+            task.tolerance,
+            dict(task.extras),
+        )
+        for task in tasks
+    ]
+    assert sha256(json.dumps(told).encode()) == digest
+
+
+def test_the_committed_samples_are_still_what_synthesize_writes(tmp_path):
+    shares = {"train": 0.4, "held_out": 0.6}
+    synthesize(tmp_path / "s", images_per_kind=12, tasks_per_image=5, seed=20_261, shares=shares)
+    for name in shares:
+        written, committed = (folder / f"{name}.jsonl" for folder in (tmp_path / "s", SAMPLES))
+        assert written.read_bytes() == committed.read_bytes()
+    images = [
+        sorted(p.name for p in f.iterdir()) for f in (tmp_path / "s/images", SAMPLES / "images")
+    ]
+    assert images[0] == images[1]
