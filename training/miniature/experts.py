@@ -131,8 +131,11 @@ def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswe
     found = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
     for task in tasks_for(screen, rng):
         x, y = task.real_coords
-        # A line of the claim is clicked in its middle but known by the number at its left end.
-        look = found.get(f"row {task.extras.get('row')}", (x / width, y / height))
+        # Lines of the claim and of its provider list are clicked in the middle, away from what
+        # they are known by.
+        known_by = (f"row {task.extras.get('row')}", f"item {task.extras.get('provider')}")
+        middle = (x / width, y / height)
+        look = next((found[name] for name in known_by if name in found), middle)
         pair = QuestionAnswer(task.prompt, format_calls(task.calls), (look,))
         by_kind.setdefault((task.task_type, task.prompt.split()[0]), []).append(pair)
     return [rng.choice(by_kind[rng.choice(list(by_kind))]) for _ in range(count)]

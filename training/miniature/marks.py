@@ -13,6 +13,8 @@ from training.screens.claim_window import GRID_ROWS, ClaimScreen
 from training.screens.geometry import Box
 
 _ROW_NUMBER_X_PX = 9
+# A surname stands left of its item's middle: there a token would show empty paper.
+_SURNAME_X_PX = 45
 CALENDAR_CAPTIONS = (*ARROWS, "today", *(view.lower() for view in VIEWS))
 NAMES: tuple[str, ...] = (
     *(f"day {day}" for day in range(1, 32)),
@@ -37,7 +39,7 @@ class Mark:
 
 
 def marks(screen: CalendarScreen | ClaimScreen) -> list[Mark]:
-    """Lists what a screen's tasks may ask for, each at the centre of its writing."""
+    """Lists what a screen's tasks may ask for, each at its writing."""
     places = _calendar(screen) if isinstance(screen, CalendarScreen) else _claim_window(screen)
     width, height = screen.image.size
     return [Mark(name, x / width, y / height) for name, (x, y) in places.items()]
@@ -58,5 +60,8 @@ def _claim_window(screen: ClaimScreen) -> dict[str, tuple[int, int]]:
     }
     places |= {f"tab {caption}": box.centre for caption, box in screen.tabs.items()}
     places |= {f"button {caption}": box.centre for caption, box in screen.buttons.items()}
-    places |= {f"item {name}": box.centre for name, box in (screen.dropdown or {}).items()}
+    places |= {
+        f"item {name}": (box.x0 + _SURNAME_X_PX, box.centre[1])
+        for name, box in (screen.dropdown or {}).items()
+    }
     return places | {"grid": screen.grid.centre}

@@ -30,6 +30,16 @@ def test_a_day_is_marked_at_the_middle_of_its_cell():
     assert places["day 12"] == pytest.approx(screen.days[12].centre)
 
 
+def test_a_provider_is_marked_at_the_name_and_not_at_the_middle_of_the_line():
+    screen = draw_claim_window(random.Random(3), dropdown=True)
+    width, height = screen.image.size
+    places = {mark.name: (mark.x * width, mark.y * height) for mark in marks(screen)}
+    name, box = next(iter(screen.dropdown.items()))
+    x, y = places[f"item {name}"]
+    assert box.x0 < x < box.centre[0]
+    assert y == pytest.approx(box.centre[1])
+
+
 def test_a_lesson_points_at_the_token_that_holds_the_mark(reader):
     lesson = next(iter(LessonStream(reader, seed=5)))
     screen = draw_calendar(random.Random(5))
