@@ -1,4 +1,7 @@
-"""`molora serve executor|router|all`. Knows how to start the servers; each reads its own flags."""
+"""`molora serve executor|router|all|web`. Knows how to start the servers.
+
+The two services read their own flags; the bridge's are here.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients.cli import output
+from clients.cli import connection, output
+from clients.cli.connection import Executor, Router, TlsCa, TokenFile
+from clients.cli.exits import BAD_INPUT
+from molora_client import Tls
 
 if TYPE_CHECKING:
     from training.demo.server import ServerProcess
@@ -61,6 +68,63 @@ def both(
             output.error(str(error))
             raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+PemFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="PEM file.")]
+
+
+@app.command("web")
+def web(
+    host: Annotated[str, typer.Option(help="Beyond loopback only with TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Page that may call, as https://host; repeatable.")
+    ] = None,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest request.")] = 12 * 2**20,
+    tls_cert: PemFile = None,
+    tls_key: PemFile = None,
+    tls_client_ca: PemFile = None,
+    router: Router = connection.ROUTER,
+    executor: Executor = connection.EXECUTOR,
+    timeout_s: connection.TimeoutS = connection.TIMEOUT_S,
+    tls_ca: TlsCa = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Run the JSON bridge and the gate inspector page, before a router and an executor.
+
+    --tls-cert, --tls-key and --tls-client-ca are for browsers; --tls-ca and --token-file for the
+    services.
+    """
+    try:
+        from clients.web.server import PortNotAvailable, run
+        from clients.web.settings import SettingsError, WebSettings
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        output.error(f"{error.name} is not installed: pip install 'molora[web]'")
+        raise typer.Exit(1) from None
+    try:
+        settings = WebSettings(
+            router=router,
+            executor=executor,
+            host=host,
+            port=port,
+            timeout_s=timeout_s,
+            max_body_bytes=max_body_bytes,
+            allowed_origins=tuple(allow_origin or ()),
+            token=token_file.read_text(encoding="utf-8").strip() if token_file else None,
+            upstream_tls=Tls(ca_file=tls_ca) if tls_ca else None,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+        )
+        run(settings)
+    except SettingsError as error:
+        output.error(str(error))
+        raise typer.Exit(BAD_INPUT) from None
+    except PortNotAvailable as error:
+        output.error(str(error))
+        raise typer.Exit(1) from None
 
 
 def _become(module: str, arguments: list[str]) -> None:
