@@ -3,25 +3,76 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 from training.data.records import Record, new_record, write_records
-from training.screens.calendar import CalendarScreen, draw_calendar
+from training.screens.account_screen import draw_account_screen
+from training.screens.appointment import draw_appointment
+from training.screens.calendar import draw_calendar
+from training.screens.chart_screen import draw_chart_screen
 from training.screens.claim_window import draw_claim_window
-from training.screens.tasks import CALENDAR, CLAIM_WINDOW, Screen, Task, tasks_for
+from training.screens.desktop import draw_desktop
+from training.screens.login_window import draw_login_window
+from training.screens.reframe import SIZES, UNSEEN_SIZES, reframe
+from training.screens.tasks import (
+    ACCOUNT_SCREEN,
+    APPOINTMENT,
+    CALENDAR,
+    CHART_SCREEN,
+    CLAIM_WINDOW,
+    DESKTOP,
+    LOGIN_WINDOW,
+    Screen,
+    Task,
+    tasks_for,
+)
+from training.screens.theme import UNSEEN_THEMES, Theme
 
 TRAIN, VALID, HELD_OUT = "train", "valid", "held_out"
 SHARES: Mapping[str, float] = MappingProxyType({TRAIN: 0.8, VALID: 0.1, HELD_OUT: 0.1})
 """What part of each kind's images goes to which split."""
 
-_DRAW: Mapping[str, Callable[[random.Random], Screen]] = MappingProxyType(
-    {CALENDAR: draw_calendar, CLAIM_WINDOW: draw_claim_window}
+
+class _Draw(Protocol):
+    def __call__(self, rng: random.Random, *, theme: Theme | None = None) -> Screen: ...
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How the screens of an expert are drawn, and what their files are called.
+
+    Args:
+        draw: Draws one.
+        stem: Begins the files' names.
+        jpeg: Whether the files are JPEG; else PNG.
+    """
+
+    draw: _Draw
+    stem: str
+    jpeg: bool = False
+
+
+_KINDS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        CALENDAR: _Kind(draw_calendar, "calendar"),
+        # Its name must let the label rules know it again when its label is taken away.
+        CLAIM_WINDOW: _Kind(draw_claim_window, "edit-claim-window", jpeg=True),
+        APPOINTMENT: _Kind(draw_appointment, APPOINTMENT, jpeg=True),
+        LOGIN_WINDOW: _Kind(draw_login_window, LOGIN_WINDOW),
+        DESKTOP: _Kind(draw_desktop, DESKTOP),
+        CHART_SCREEN: _Kind(draw_chart_screen, CHART_SCREEN),
+        ACCOUNT_SCREEN: _Kind(draw_account_screen, ACCOUNT_SCREEN, jpeg=True),
+    }
 )
-# A claim window's name must let the label rules know it again when its label is taken away.
-_STEMS = MappingProxyType({CALENDAR: "calendar", CLAIM_WINDOW: "edit-claim-window"})
+EXPERTS = tuple(_KINDS)
+"""All the experts whose screens can be drawn."""
+
+MINIATURE_EXPERTS = (CALENDAR, CLAIM_WINDOW)
+"""Those that the miniature has."""
 
 
 @dataclass(frozen=True)
@@ -47,38 +98,48 @@ def synthesize(
     tasks_per_image: int,
     seed: int,
     shares: Mapping[str, float] = SHARES,
+    experts: Sequence[str] = MINIATURE_EXPERTS,
+    other_sizes: float = 0.0,
+    unseen: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Synthesis:
-    """Draws calendars and claim windows and writes their images and `<split>.jsonl`.
+    """Draws the experts' screens and writes their images and `<split>.jsonl`.
 
     The same arguments write the same records and pixels. An image's content depends on the seed,
     its kind and its number only, so a larger set begins with the smaller one's screens.
 
     Args:
         out: Folder, new or empty.
-        images_per_kind: Calendars, and as many claim windows.
+        images_per_kind: Screens of each expert.
         tasks_per_image: At most so many records an image.
         seed: Of everything drawn.
         shares: Split name to its part of each kind's images; the parts add up to 1.
+        experts: Whose screens; of `EXPERTS`.
+        other_sizes: Part of the images that have the size of any expert's screens and not of
+            their own, see `reframe`.
+        unseen: Use held-back themes, and held-back sizes for all the images: a test of what is
+            new, never for training.
         progress: Called with (images done, images in all) after each image.
 
     Returns:
         The splits, their images and records counted.
 
     Raises:
-        ValueError: The folder holds something, or a number is too small for the shares.
+        ValueError: The folder holds something, a number is too small for the shares, or an expert
+            is unknown.
     """
-    _check(out, images_per_kind, tasks_per_image, shares)
+    _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
+    looks = _Looks(UNSEEN_THEMES, UNSEEN_SIZES, 1.0) if unseen else _Looks((), SIZES, other_sizes)
     (out / "images").mkdir(parents=True, exist_ok=True)
     names = _split_names(images_per_kind, shares)
     records: dict[str, list[Record]] = {name: [] for name in shares}
     done = 0
-    for kind in _DRAW:
+    for expert in experts:
         for number, name in enumerate(names):
-            records[name] += _draw_image(out, kind, number, tasks_per_image, seed)
+            records[name] += _draw_image(out, expert, number, tasks_per_image, looks, seed)
             done += 1
             if progress:
-                progress(done, images_per_kind * len(_DRAW))
+                progress(done, images_per_kind * len(experts))
     splits = {}
     for name, rows in records.items():
         path = out / f"{name}.jsonl"
@@ -88,12 +149,19 @@ def synthesize(
 
 
 def _check(
-    out: Path, images_per_kind: int, tasks_per_image: int, shares: Mapping[str, float]
-) -> None:
+    out: Path, images_per_kind: int, tasks_per_image: int, shares: Mapping[str, float],
+    experts: Sequence[str], other_sizes: float,
+) -> None:  # fmt: skip
+    if not experts or set(experts) - set(EXPERTS) or len(set(experts)) < len(experts):
+        raise ValueError(
+            f"experts is {', '.join(experts)}: give different ones of {', '.join(EXPERTS)}"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose a new one")
     if tasks_per_image < 1:
         raise ValueError(f"tasks_per_image is {tasks_per_image}: give 1 or more")
+    if not 0 <= other_sizes <= 1:
+        raise ValueError(f"other_sizes is {other_sizes}: give a share between 0 and 1")
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-9:
         raise ValueError("the shares must be positive and add up to 1")
     if images_per_kind < len(shares):
@@ -110,32 +178,45 @@ def _split_names(count: int, shares: Mapping[str, float]) -> list[str]:
     return [name for name, images in counts.items() for _ in range(images)]
 
 
-def _draw_image(out: Path, kind: str, number: int, tasks_per_image: int, seed: int) -> list[Record]:
-    rng = random.Random(f"{seed}/{kind}/{number}")  # noqa: S311 - drawings, not secrets
-    screen = _DRAW[kind](rng)
-    stem = f"{_STEMS[kind]}_{number:05}"
-    image = _save(screen, out / "images", stem, rng)
-    tasks = tasks_for(screen, rng)[:tasks_per_image]
+@dataclass(frozen=True)
+class _Looks:
+    """Which themes (any training theme if none) and sizes are used, and how often a size is."""
+
+    themes: Sequence[Theme]
+    sizes: Sequence[tuple[int, int]]
+    resized: float
+
+
+def _draw_image(
+    out: Path, expert: str, number: int, tasks_per_image: int, looks: _Looks, seed: int
+) -> list[Record]:
+    source = f"{seed}/{expert}/{number}"
+    rng = random.Random(source)  # noqa: S311 - drawings, not secrets
+    # Of its own, so that a screen is the same one at each size and in each theme.
+    look = random.Random(f"{source}/look")  # noqa: S311 - as above
+    kind = _KINDS[expert]
+    screen = kind.draw(rng, theme=look.choice(looks.themes) if looks.themes else None)
+    quality = rng.randint(75, 92) if kind.jpeg else None
+    image, tasks = screen.image, tasks_for(screen, rng)
+    if look.random() < looks.resized:
+        image, tasks = reframe(image, tasks, look.choice(looks.sizes), look) or (image, tasks)
+    stem = f"{kind.stem}_{number:05}"
+    name = f"images/{stem}.{'png' if quality is None else 'jpg'}"
+    if quality is None:
+        image.save(out / name, optimize=True)
+    else:
+        image.save(out / name, quality=quality)
     return [
-        _record(task, f"{stem}_{index:02}", f"images/{image}", screen)
-        for index, task in enumerate(tasks)
+        _record(task, f"{stem}_{index:02}", name, image.size)
+        for index, task in enumerate(tasks[:tasks_per_image])
     ]
 
 
-def _save(screen: Screen, folder: Path, stem: str, rng: random.Random) -> str:
-    """Writes the picture in its kind's format: calendars as RGBA PNG, claim windows as JPEG."""
-    if isinstance(screen, CalendarScreen):
-        screen.image.save(folder / f"{stem}.png", optimize=True)
-        return f"{stem}.png"
-    screen.image.save(folder / f"{stem}.jpg", quality=rng.randint(75, 92))
-    return f"{stem}.jpg"
-
-
-def _record(task: Task, record_id: str, image: str, screen: Screen) -> Record:
+def _record(task: Task, record_id: str, image: str, size: tuple[int, int]) -> Record:
     metadata = {
         "task_type": task.task_type,
-        "real_coords": list(task.real_coords),
-        "image_size": list(screen.image.size),
+        "real_coords": list(task.real_coords) if task.points else None,
+        "image_size": list(size),
         **({"tolerance": list(task.tolerance)} if task.tolerance else {}),
         **task.extras,
     }

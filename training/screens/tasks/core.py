@@ -69,14 +69,8 @@ class Asker:
         then: Iterable[ToolCall] = (), local: bool = False, **extras: Any,
     ) -> Task:  # fmt: skip
         """A task that is answered at a box, anywhere inside of it, with further calls or none."""
-        width, height = self.size
-        call = ToolCall.computer_use(action, coordinate=self.coordinate(box))
-        # Inside the target is right: half of its sides, rounded down.
-        tolerance = (
-            (box.x1 - box.x0) * THOUSANDTHS // (2 * width),
-            (box.y1 - box.y0) * THOUSANDTHS // (2 * height),
-        )
-        calls = (call, *then)
+        calls = (ToolCall.computer_use(action, coordinate=self.coordinate(box)), *then)
+        tolerance = self.tolerance(box)
         return Task(self.adapter, task_type, prompt, calls, box, tolerance, extras, local)
 
     def scroll(
@@ -99,3 +93,11 @@ class Asker:
     def coordinate(self, box: Box) -> list[int]:
         """The middle of a box in thousandths."""
         return list(to_thousandths(*box.centre, *self.size))
+
+    def tolerance(self, box: Box) -> tuple[int, int]:
+        """Inside the target is right: half of its sides in thousandths, rounded down."""
+        width, height = self.size
+        return (
+            (box.x1 - box.x0) * THOUSANDTHS // (2 * width),
+            (box.y1 - box.y0) * THOUSANDTHS // (2 * height),
+        )

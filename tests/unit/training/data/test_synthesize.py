@@ -1,6 +1,7 @@
 """Synthesized data sets: readable, labelled, split by image, the same for the same seed."""
 
 import hashlib
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -8,8 +9,9 @@ from PIL import Image
 from training.data.labels import judge
 from training.data.records import read_records
 from training.data.stats import UNLABELLED, collect_stats
-from training.data.synthesize import synthesize
+from training.data.synthesize import EXPERTS, synthesize
 from training.screens.geometry import to_thousandths
+from training.screens.reframe import SIZES, UNSEEN_SIZES
 
 SPLITS = ("train", "valid", "held_out")
 
@@ -89,6 +91,93 @@ def test_shares_decide_the_splits(tmp_path):
     assert not (tmp_path / "set" / "valid.jsonl").exists()
 
 
+@pytest.fixture(scope="module")
+def all_seven(tmp_path_factory):
+    out = tmp_path_factory.mktemp("seven") / "set"
+    synthesize(
+        out,
+        images_per_kind=5,
+        tasks_per_image=4,
+        seed=1,
+        experts=EXPERTS,
+        other_sizes=0.8,
+        shares={"all": 1.0},
+    )
+    return out, read_records(out / "all.jsonl")
+
+
+def test_all_experts_are_drawn_and_their_answers_agree_with_their_images(all_seven):
+    out, found = all_seven
+    assert found.refused == ()
+    assert {record.adapter for record in found.records} == set(EXPERTS)
+    kinds = set()
+    for record in found.records:
+        with Image.open(out / record.image) as image:
+            assert list(image.size) == record.metadata["image_size"]
+            size = image.size
+        first = record.calls[0].arguments
+        coords = record.metadata["real_coords"]
+        kinds.add("coordinate" in first)
+        if "coordinate" in first:
+            assert first["coordinate"] == list(to_thousandths(*coords, *size))
+        else:
+            assert coords is None
+    assert kinds == {True, False}
+
+
+def test_a_size_alone_does_not_tell_the_expert(all_seven):
+    _, found = all_seven
+    size_of = {r.image: (r.adapter, tuple(r.metadata["image_size"])) for r in found.records}
+    assert len(size_of) == 35
+    experts_of = {}
+    for expert, size in size_of.values():
+        experts_of.setdefault(size, []).append(expert)
+    most = sum(Counter(experts).most_common(1)[0][1] for experts in experts_of.values())
+    assert most / len(size_of) < 0.6
+    assert sum(len(set(experts)) > 1 for experts in experts_of.values()) >= 6
+
+
+def test_other_sizes_show_the_same_screens(tmp_path):
+    for name, other_sizes in (("own", 0.0), ("other", 1.0)):
+        synthesize(
+            tmp_path / name,
+            images_per_kind=2,
+            tasks_per_image=50,
+            seed=1,
+            experts=("login-window",),
+            other_sizes=other_sizes,
+            shares={"all": 1.0},
+        )
+    own, other = (read_records(tmp_path / name / "all.jsonl").records for name in ("own", "other"))
+    assert {r.prompt for r in other} <= {r.prompt for r in own}
+    assert {tuple(r.metadata["image_size"]) for r in own} == {(502, 369)}
+    assert {tuple(r.metadata["image_size"]) for r in other} != {(502, 369)}
+
+
+def test_the_unseen_looks_are_in_no_training_set(tmp_path):
+    synthesize(
+        tmp_path / "set",
+        images_per_kind=2,
+        tasks_per_image=1,
+        seed=1,
+        experts=("calendar", "chart-screen"),
+        unseen=True,
+        shares={"all": 1.0},
+    )
+    sizes = {
+        tuple(r.metadata["image_size"]) for r in read_records(tmp_path / "set/all.jsonl").records
+    }
+    assert sizes <= set(UNSEEN_SIZES)
+    assert not set(UNSEEN_SIZES) & set(SIZES)
+
+
+@pytest.mark.parametrize("experts", [(), ("calendar", "calendar"), ("calender",)])
+def test_experts_that_cannot_be_drawn_are_refused(tmp_path, experts):
+    with pytest.raises(ValueError, match="give different ones of calendar, claim-window"):
+        synthesize(tmp_path / "s", images_per_kind=3, tasks_per_image=2, seed=0, experts=experts)
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -96,6 +185,7 @@ def test_shares_decide_the_splits(tmp_path):
         ({"tasks_per_image": 0}, "tasks_per_image is 0"),
         ({"shares": {"train": 0.5}}, "add up to 1"),
         ({"shares": {"train": 1.0, "valid": 0.0}}, "positive"),
+        ({"other_sizes": 1.5}, "other_sizes is 1.5"),
     ],
 )
 def test_numbers_that_make_no_data_set_are_refused(tmp_path, changes, reason):
