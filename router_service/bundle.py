@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from router_service.core import Manifest
 from router_service.errors import BundleError
+from router_service.manifest import Manifest
 
 MANIFEST_FILE = "router.json"
 HEAD_FILE = "router.onnx"

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from router_service.core import ExecutorInfo, Features, Manifest
+from router_service.core import ExecutorInfo, Features
 from router_service.errors import (
     Aborted,
     DeadlineExceeded,
@@ -22,6 +22,7 @@ from router_service.errors import (
     ServiceError,
     Unavailable,
 )
+from router_service.manifest import Manifest
 
 _log = structlog.get_logger()
 _FIRST_RETRY_S = 0.1

@@ -1,53 +1,60 @@
-"""Logits, the agent's hint and the caller's options to gates and a reason. Pure; numpy only.
+"""The head's output, the agent's hint and the caller's options to gates and a reason. Pure; numpy.
 
 Knows neither features nor the executor. The rules, first match wins:
 
 1. An override gets everything: MANUAL_OVERRIDE.
 2. The agent asks for the fast path and is sure enough: its expert gets everything, before any
    feature is extracted: AGENT_FAST_PATH.
-3. No hint: the head's weights: ROUTER.
-4. The agent names the head's own best expert: the head's weights: AGENT_ACCEPTED.
-5. The head is sure enough to overrule: the head's weights: AGENT_VETOED.
-6. The agent is sure enough and the head is not: the agent's expert gets everything: AGENT_ACCEPTED.
-7. Neither is: the head's best and the agent's expert share, whatever the mode: TOP2_FALLBACK.
+3. The screen is farther from all known ones than the threshold: ABSTAINED. What comes instead is
+   the router's setting: an error, the base without experts, or the two best experts.
+4. No hint: the head's weights: ROUTER.
+5. The agent names the head's own best expert: the pooled weights: AGENT_ACCEPTED.
+6. They disagree and pooled the agent's expert is best, and surely so: AGENT_ACCEPTED.
+7. They disagree and pooled the head's expert is best, and surely so: AGENT_VETOED.
+8. Neither is sure: the head's best and the agent's expert share, whatever the mode: TOP2_FALLBACK.
 
-"The head's weights" are masked, then reduced by the mode, then divided by their sum. In 4 to 7 the
-head is heard after masking: an expert that the caller ruled out can neither win nor veto.
+Weights are masked, then reduced by the mode, then divided by their sum. In 3 to 8 the head is heard
+after masking: an expert that the caller ruled out can neither win nor veto. Between the two in
+dispute nobody else can win: the agent says nothing about the rest, so pooling keeps its order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from router_service.core import (
-    Decision,
-    Hint,
-    Mode,
+from router_service.core import Abstention, Decision, HeadOutput, Hint, Mode, Options, Reason
+from router_service.errors import InvalidArgument, unknown_expert
+from router_service.manifest import (
+    AbstentionRule,
+    AgentModel,
     ModeSetting,
-    Options,
-    Reason,
     TemperatureSetting,
     Thresholds,
 )
-from router_service.errors import InvalidArgument, unknown_expert
-
-# [K] float64, in the order of the head's logits.
-Weights = npt.NDArray[np.float64]
+from router_service.weights import Weights, entropy, one_hot, only, pool, reduce_weights, softmax
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What is in force for every request that does not say otherwise; `experts` in head order."""
+    """What is in force for every request that does not say otherwise.
+
+    Attributes:
+        experts: Names, in head order.
+        agent: How far hints are believed; None: they have no weight.
+        abstention: Which screens no expert knows; None: the bundle cannot tell.
+        outcome: What happens to them.
+    """
 
     experts: tuple[str, ...]
     mode: ModeSetting
     temperature: TemperatureSetting
     thresholds: Thresholds
+    agent: AgentModel | None = None
+    abstention: AbstentionRule | None = None
+    outcome: Abstention = Abstention.ERROR
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Ask:
         allowed: [K], False for masked experts; at least one is True.
         override: Expert that gets everything.
         hinted: Expert that the agent named.
-        hint_confidence: The agent's own probability; None if it gave none.
+        hint_confidence: The agent's own probability, or its measured reliability where it gave
+            none; None where neither is known.
         fast_path: The agent asks to be answered without features.
     """
 
@@ -108,59 +116,90 @@ class Policy:
             allowed=tuple(index not in masked for index in range(len(self._index))),
             override=self._choose(options.expert_override, "expert_override", masked),
             hinted=self._choose(hint.expert if hint else None, "agent_hint", masked),
-            hint_confidence=hint.confidence if hint else None,
+            hint_confidence=self._confidence(hint),
             fast_path=hint is not None and hint.fast_path,
         )
 
     def without_features(self, ask: Ask) -> Decision | None:
         """The decision that needs no look at the screen (rule 2), or None."""
-        confidence, needed = ask.hint_confidence, self.config.thresholds.agent_fast_path.value
+        confidence, needed = ask.hint_confidence, self.config.thresholds.agent_fast_path
         if ask.override is not None or ask.hinted is None or not ask.fast_path:
             return None
-        if confidence is None or confidence < needed:
+        if confidence is None or not needed.reached_by(confidence):
             return None
         return Decision(
-            gates=self._named(_one_hot(len(self._index), ask.hinted)),
+            gates=self._named(one_hot(len(self._index), ask.hinted)),
             probabilities={},
             reason=Reason.AGENT_FAST_PATH,
             confidence=confidence,
             entropy=0.0,
         )
 
-    def decide(self, ask: Ask, logits: npt.NDArray[np.float32]) -> Decision:
-        """The decision for the head's logits.
+    def decide(self, ask: Ask, output: HeadOutput) -> Decision:
+        """The decision for what the head says.
 
         Args:
             ask: From `check`.
-            logits: [K] float32, finite.
+            output: The head's.
         """
-        scores = logits.astype(np.float64)
+        scores = output.logits.astype(np.float64)
         probabilities = softmax(scores, ask.temperature)
         # Masked before the softmax, so that what remains never underflows to nothing.
         heard = softmax(np.where(ask.allowed, scores, -np.inf), ask.temperature)
-        weights, reason = self._weigh(ask, heard)
+        weights, reason = self._weigh(ask, heard, output.distance)
         return Decision(
             gates=self._named(weights),
             probabilities=dict(zip(self.config.experts, probabilities.tolist(), strict=True)),
             reason=reason,
             confidence=float(probabilities.max()),
             entropy=entropy(probabilities),
+            abstention=self.config.outcome if reason is Reason.ABSTAINED else None,
+            distance=output.distance,
         )
 
-    def _weigh(self, ask: Ask, heard: Weights) -> tuple[Weights, Reason]:
-        """Rules 1 and 3 to 7 on the head's distribution after masking."""
-        limits, best = self.config.thresholds, int(heard.argmax())
+    def _weigh(self, ask: Ask, heard: Weights, distance: float | None) -> tuple[Weights, Reason]:
+        """Rules 1 and 3 to 5 on the head's distribution after masking."""
         if ask.override is not None:
-            return _one_hot(len(heard), ask.override), Reason.MANUAL_OVERRIDE
+            return one_hot(len(heard), ask.override), Reason.MANUAL_OVERRIDE
+        pooled = self._pooled(ask, heard)
+        if self._is_unknown(distance):
+            shared = self.config.outcome is Abstention.TOP2
+            weights = reduce_weights(pooled, Mode.TOP2) if shared else np.zeros_like(pooled)
+            return weights, Reason.ABSTAINED
         if ask.hinted is None:
             return reduce_weights(heard, ask.mode), Reason.ROUTER
+        best = int(heard.argmax())
         if ask.hinted == best:
-            return reduce_weights(heard, ask.mode), Reason.AGENT_ACCEPTED
-        if heard[best] >= limits.agent_veto.value:
-            return reduce_weights(heard, ask.mode), Reason.AGENT_VETOED
-        if ask.hint_confidence is not None and ask.hint_confidence >= limits.agent_accept.value:
-            return _one_hot(len(heard), ask.hinted), Reason.AGENT_ACCEPTED
-        return _share(heard, best, ask.hinted, ask.hint_confidence), Reason.TOP2_FALLBACK
+            return reduce_weights(pooled, ask.mode), Reason.AGENT_ACCEPTED
+        return self._settle(ask.hinted, best, pooled, ask.mode)
+
+    def _settle(
+        self, hinted: int, best: int, pooled: Weights, mode: Mode
+    ) -> tuple[Weights, Reason]:
+        """Rules 6 to 8: agent and head disagree."""
+        limits, agents, heads = self.config.thresholds, pooled[hinted], pooled[best]
+        if agents > heads and limits.agent_accept.reached_by(agents):
+            return reduce_weights(pooled, mode), Reason.AGENT_ACCEPTED
+        if heads > agents and limits.agent_veto.reached_by(heads):
+            return reduce_weights(pooled, mode), Reason.AGENT_VETOED
+        return only(pooled, [best, hinted]), Reason.TOP2_FALLBACK
+
+    def _pooled(self, ask: Ask, heard: Weights) -> Weights:
+        agent = self.config.agent
+        if ask.hinted is None or ask.hint_confidence is None or agent is None:
+            return heard
+        return pool(heard, ask.hinted, ask.hint_confidence, agent.weight, agent.ceiling)
+
+    def _is_unknown(self, distance: float | None) -> bool:
+        rule = self.config.abstention
+        if rule is None or rule.threshold is None or distance is None:
+            return False
+        return distance > rule.threshold
+
+    def _confidence(self, hint: Hint | None) -> float | None:
+        if hint is None or hint.confidence is not None or self.config.agent is None:
+            return hint.confidence if hint else None
+        return self.config.agent.reliability
 
     def _named(self, weights: Weights) -> dict[str, float]:
         """The weights that are above 0 as float32, by name."""
@@ -190,60 +229,3 @@ class Policy:
                 field=field,
             )
         return index
-
-
-def softmax(scores: Weights, temperature: float) -> Weights:
-    """exp(s / t) / sum exp(s / t); minus infinity gets 0.
-
-    Args:
-        scores: [K]; the largest is finite.
-        temperature: Above 0.
-    """
-    # Shifted before the division: a tiny temperature then underflows to 0 and makes no NaN.
-    with np.errstate(over="ignore"):
-        grown = np.exp((scores - scores.max()) / temperature)
-    result: Weights = grown / grown.sum()
-    return result
-
-
-def entropy(probabilities: Weights) -> float:
-    """Shannon entropy in nats; 0 log 0 is 0."""
-    positive = probabilities[probabilities > 0]
-    return float(max(0.0, -(positive * np.log(positive)).sum()))
-
-
-def reduce_weights(weights: Weights, mode: Mode) -> Weights:
-    """Keep what the mode keeps, divided by its sum.
-
-    Args:
-        weights: [K], not negative, sum above 0.
-        mode: SOFT keeps all, TOP1 and TOP2 the heaviest; ties go to the earlier expert.
-
-    Returns:
-        [K], sum 1.
-    """
-    keep = {Mode.SOFT: len(weights), Mode.TOP1: 1, Mode.TOP2: 2}[mode]
-    return _only(weights, np.argsort(-weights, kind="stable")[:keep].tolist())
-
-
-def _share(heard: Weights, best: int, hinted: int, confidence: float | None) -> Weights:
-    """The head's best and the agent's expert, each by what its speaker gives it.
-
-    An agent without a confidence is given what the head gives to its expert.
-    """
-    shared = heard.copy()
-    if confidence is not None:
-        shared[hinted] = confidence
-    return _only(shared, [best, hinted])
-
-
-def _only(weights: Weights, kept: Sequence[int]) -> Weights:
-    result = np.zeros_like(weights)
-    result[kept] = weights[kept] / weights[kept].sum()
-    return result
-
-
-def _one_hot(size: int, index: int) -> Weights:
-    result: Weights = np.zeros(size)
-    result[index] = 1.0
-    return result

@@ -9,12 +9,22 @@ import sys
 import grpc
 
 from molora.v1 import router_pb2, router_pb2_grpc
+from router_service.audit import AuditLog
+from router_service.batching import BatchedHead
 from router_service.bundle import Bundle, load_bundle
-from router_service.core import Manifest, ModeSetting, TemperatureSetting, Threshold
 from router_service.errors import BundleError
 from router_service.executor_client import ExecutorClient
 from router_service.handshake import Handshake
 from router_service.head import Head
+from router_service.ledger import Ledger
+from router_service.manifest import (
+    AbstentionRule,
+    Manifest,
+    ModeSetting,
+    TemperatureSetting,
+    Threshold,
+)
+from router_service.metrics import RouterMetrics
 from router_service.policy import Policy, PolicyConfig
 from router_service.servicer import Router, RouterServicer
 from router_service.settings import RouterSettings
@@ -29,6 +39,7 @@ AUTH_TABLE = {
     f"/{SERVICE}/Predict": Role.INFER,
     f"/{SERVICE}/GetRouterInfo": Role.INFER,
 }
+_WRONG_SETTINGS = 2
 _NOT_LOADABLE = 3
 
 
@@ -39,15 +50,20 @@ async def run(settings: RouterSettings) -> int:
         settings: Checked settings.
 
     Returns:
-        The exit code: 3 for a bundle that cannot be used, else that of `serve`.
+        The exit code: 3 for a bundle that cannot be used, 2 for an audit file that cannot be
+        written, else that of `serve`.
     """
+    metrics = ServerMetrics()
     try:
         bundle = load_bundle(settings.bundle)
-        head = Head(bundle.head, bundle.manifest)
+        router = assemble(settings, bundle, Head(bundle.head, bundle.manifest), metrics)
     except BundleError as error:
         print(f"router: {error}", file=sys.stderr, flush=True)
         return _NOT_LOADABLE
-    router = assemble(settings, bundle, head)
+    except OSError as error:
+        problem = f"--audit-file {settings.audit_file} cannot be written ({error.strerror})"
+        print(f"router: {problem}; name a file that can", file=sys.stderr, flush=True)
+        return _WRONG_SETTINGS
     try:
         return await serve(
             settings=settings,
@@ -55,27 +71,45 @@ async def run(settings: RouterSettings) -> int:
             register=lambda server: register(router, server),
             services=[SERVICE],
             auth_table=AUTH_TABLE,
-            metrics=ServerMetrics(),
+            metrics=metrics,
             ready=lambda health: ready(router, health),
         )
     finally:
         await router.executor.close()
+        router.ledger.close()
 
 
-def assemble(settings: RouterSettings, bundle: Bundle, head: Head) -> Router:
-    """The router's parts. Call it on the event loop that serves."""
+def assemble(
+    settings: RouterSettings, bundle: Bundle, head: Head, metrics: ServerMetrics
+) -> Router:
+    """The router's parts. Call it on the event loop that serves.
+
+    Raises:
+        BundleError: A flag asks for what the bundle's head does not measure.
+        OSError: The audit file cannot be written.
+    """
+    if settings.abstention_distance is not None and not head.measures_distance:
+        raise BundleError(
+            "--abstention-distance needs a head that gives `distance`; leave it out, or export "
+            "the bundle again"
+        )
+    policy = Policy(policy_in_force(settings, bundle.manifest))
     executor = ExecutorClient(
         settings.executor, settings.max_message_bytes, settings.executor_call_max_s
     )
+    counts = RouterMetrics(metrics.registry, policy.config.experts)
+    audit = AuditLog(settings.audit_file, counts.audit_held) if settings.audit_file else None
     return Router(
         manifest=bundle.manifest,
         version=bundle.version,
-        head=head,
-        policy=Policy(policy_in_force(settings, bundle.manifest)),
+        head=BatchedHead(head),
+        policy=policy,
         handshake=Handshake(bundle.manifest, executor.info, settings.executor_check_s),
         executor=executor,
+        ledger=Ledger(bundle.manifest, bundle.version, counts, audit),
         executor_address=settings.executor,
         software_version=importlib.metadata.version("molora"),
+        checks_tokens=settings.tokens_file is not None,
     )
 
 
@@ -101,9 +135,16 @@ def policy_in_force(settings: RouterSettings, manifest: Manifest) -> PolicyConfi
         for name in ("agent_fast_path", "agent_accept", "agent_veto")
         if (value := getattr(settings, name)) is not None
     }
+    abstention = manifest.abstention
+    if settings.abstention_distance is not None:
+        why = "set by --abstention-distance"
+        abstention = AbstentionRule(settings.abstention_distance, "typed", why)
     return PolicyConfig(
         experts=tuple(expert.name for expert in manifest.experts),
         mode=mode,
         temperature=temperature,
         thresholds=dataclasses.replace(manifest.thresholds, **typed),
+        agent=manifest.agent,
+        abstention=abstention,
+        outcome=settings.on_abstention,
     )

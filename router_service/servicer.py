@@ -15,11 +15,14 @@ import grpc
 import structlog
 
 from molora.v1 import router_pb2, router_pb2_grpc, types_pb2
-from router_service import wire
-from router_service.core import Manifest
+from router_service import audit, wire
+from router_service.batching import BatchedHead
+from router_service.core import Abstention, Decision
+from router_service.errors import FailedPrecondition
 from router_service.executor_client import ExecutorClient
 from router_service.handshake import Handshake
-from router_service.head import Head
+from router_service.ledger import Entry, Ledger
+from router_service.manifest import Manifest
 from router_service.policy import Policy
 
 # Generic in the type stubs only.
@@ -35,16 +38,19 @@ class Router:
         version: The bundle's digest.
         executor_address: As answers name it.
         software_version: Of this package.
+        checks_tokens: Whether a caller's token was checked, so that it says who calls.
     """
 
     manifest: Manifest
     version: str
-    head: Head
+    head: BatchedHead
     policy: Policy
     handshake: Handshake
     executor: ExecutorClient
+    ledger: Ledger
     executor_address: str
     software_version: str
+    checks_tokens: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.RouteRequest, context: Context
     ) -> router_pb2.RouteResponse:
         """Decide; the executor keeps the screen for the Generate that follows."""
-        routed = await self._route(request, context)
+        routed = await self._route("Route", request, context)
         return router_pb2.RouteResponse(
             decision=routed.decision,
             context_id=routed.context_id,
@@ -79,7 +85,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.PredictResponse]:
         """Decide, generate under the decision's gates, and relay what comes."""
         router = self._router
-        routed = await self._route(request, context)
+        routed = await self._route("Predict", request, context)
         yield router_pb2.PredictResponse(
             decision=routed.decision,
             context_id=routed.context_id,
@@ -106,7 +112,11 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         reply.version = router.software_version
         return reply
 
-    async def _route(self, request: wire.RoutingRequest, context: Context) -> Routed:
+    async def _route(self, method: str, request: wire.RoutingRequest, context: Context) -> Routed:
+        with self._router.ledger.entry(method, _request_id(), self._caller(context)) as entry:
+            return await self._decide(entry, request, context)
+
+    async def _decide(self, entry: Entry, request: wire.RoutingRequest, context: Context) -> Routed:
         router, started = self._router, time.perf_counter()
         timings = router_pb2.RouteTimings()
         info = router.handshake.require()
@@ -116,17 +126,35 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         if decision is None:
             with router.handshake.watching():
                 features = await router.executor.features(
-                    request.prompt, request.screen, _request_id(), context.time_remaining()
+                    request.prompt, request.screen, entry.request_id, context.time_remaining()
                 )
             await router.handshake.confirm(features)
             info, context_id = router.handshake.require(), features.context_id
             timings.features_ms = _ms_since(started)
-            # 0.3 ms at an 8B model's sizes: a thread hop would cost about as much as it frees.
-            decision = router.policy.decide(ask, router.head.logits(features))
+            decision = router.policy.decide(ask, await router.head.judge(features))
             timings.head_ms = _ms_since(started) - timings.features_ms
         timings.total_ms = _ms_since(started)
+        router.ledger.decided(entry, ask, decision, info)
+        _refuse_unknown(decision)
         return Routed(
             wire.write_decision(decision, info.expert_set, router.version), context_id, timings
+        )
+
+    def _caller(self, context: Context) -> str:
+        tokens = []
+        if self._router.checks_tokens:
+            headers = context.invocation_metadata() or ()
+            tokens = [str(value) for key, value in headers if key == "authorization"]
+        return audit.caller(tokens, list(context.auth_context().get("x509_pem_cert", ())))
+
+
+def _refuse_unknown(decision: Decision) -> None:
+    if decision.abstention is Abstention.ERROR:
+        raise FailedPrecondition(
+            "ABSTAINED",
+            "No expert knows this screen; send one that an expert was trained on, or name an "
+            "expert by expert_override.",
+            distance=decision.distance,
         )
 
 

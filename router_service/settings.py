@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from router_service.core import Mode
+from router_service.core import Abstention, Mode
 from service_chassis.settings import ServerSettings
 
 EMBEDDED_BUNDLE = Path(__file__).resolve().parents[1] / "miniature" / "router"
@@ -36,9 +36,15 @@ class RouterSettings(ServerSettings):
     agent_fast_path: float | None = Field(default=None, ge=0, le=1)
     """Agent's confidence from which it is answered without a look; unset: the bundle's."""
     agent_accept: float | None = Field(default=None, ge=0, le=1)
-    """Agent's confidence from which it outweighs an unsure head; unset: the bundle's."""
+    """Pooled probability from which the agent's expert is taken; unset: the bundle's."""
     agent_veto: float | None = Field(default=None, ge=0, le=1)
-    """Head's confidence from which it overrules the agent; unset: the bundle's."""
+    """Pooled probability from which the agent is overruled; unset: the bundle's."""
+    abstention_distance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Distance from which on no expert knows a screen; unset: the bundle's."""
+    on_abstention: Abstention = Abstention.ERROR
+    """error, base or top2: what happens to a screen that no expert knows."""
+    audit_file: Path | None = None
+    """File that gets one JSON line a request, without content; unset: no audit."""
     executor_check_s: float = Field(default=2.0, gt=0)
     """Time between two checks of what the executor runs, in seconds."""
     executor_call_max_s: float = Field(default=300.0, gt=0)

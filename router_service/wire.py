@@ -9,19 +9,22 @@ import numpy as np
 
 from molora.v1 import executor_pb2, router_pb2, types_pb2
 from router_service.core import (
+    Abstention,
     Decision,
     ExecutorInfo,
     Features,
     Hint,
     LoadedExpert,
-    Manifest,
     Mode,
     Options,
 )
 from router_service.errors import InvalidArgument
+from router_service.manifest import AgentModel, Manifest
 from router_service.policy import PolicyConfig
 
 RoutingRequest = router_pb2.RouteRequest | router_pb2.PredictRequest
+
+NEVER_ABSTAINS = "the bundle states no distance from which on no expert knows a screen"
 
 _UNSPECIFIED = types_pb2.ROUTING_MODE_UNSPECIFIED
 _MODES: dict[int, Mode] = {
@@ -96,6 +99,8 @@ def read_info(reply: executor_pb2.GetServerInfoResponse) -> ExecutorInfo:
 def write_decision(decision: Decision, expert_set: str, router_version: str) -> types_pb2.Decision:
     """A decision as clients see it."""
     return types_pb2.Decision(
+        abstention=write_abstention(decision.abstention),
+        distance=decision.distance,
         gates=types_pb2.Gates(weights=decision.gates),
         probabilities=decision.probabilities,
         reason=types_pb2.DecisionReason.Value(f"DECISION_REASON_{decision.reason.name}"),
@@ -104,6 +109,12 @@ def write_decision(decision: Decision, expert_set: str, router_version: str) -> 
         expert_set=expert_set,
         router_version=router_version,
     )
+
+
+def write_abstention(outcome: Abstention | None) -> types_pb2.AbstentionOutcome.ValueType:
+    """None is UNSPECIFIED."""
+    name = outcome.name if outcome else "UNSPECIFIED"
+    return types_pb2.AbstentionOutcome.Value(f"ABSTENTION_OUTCOME_{name}")
 
 
 def write_generate(
@@ -117,11 +128,14 @@ def write_generate(
     generate = executor_pb2.GenerateRequest(
         prompt=request.prompt,
         screen=screen,
-        gates=decision.gates,
         masked_experts=request.options.masked_experts,
         expert_set=decision.expert_set,
         request_id=request_id,
     )
+    if decision.abstention == types_pb2.ABSTENTION_OUTCOME_BASE:
+        generate.base_only = True
+    else:
+        generate.gates.CopyFrom(decision.gates)
     if request.HasField("max_new_tokens"):
         generate.max_new_tokens = request.max_new_tokens
     if request.HasField("sampling"):
@@ -147,7 +161,7 @@ def write_info(
         info: The executor that matches, or None.
     """
     generations = {expert.name: expert.generation for expert in info.experts} if info else {}
-    limits = policy.thresholds
+    thresholds = _thresholds(policy)
     return router_pb2.GetRouterInfoResponse(
         feature_spec=manifest.feature_spec_digest,
         expert_set=info.expert_set if info else "",
@@ -163,10 +177,31 @@ def write_info(
         mode_reason=policy.mode.why,
         temperature=policy.temperature.value,
         temperature_reason=policy.temperature.why,
-        thresholds={
-            "agent_fast_path": limits.agent_fast_path.value,
-            "agent_accept": limits.agent_accept.value,
-            "agent_veto": limits.agent_veto.value,
-        },
+        thresholds={name: value for name, (value, _) in thresholds.items() if value is not None},
+        threshold_reasons={name: why for name, (_, why) in thresholds.items()},
+        abstention=write_abstention(policy.outcome),
+        agent=_agent(policy.agent),
         serving=info is not None,
+    )
+
+
+def _thresholds(policy: PolicyConfig) -> dict[str, tuple[float | None, str]]:
+    """Name to value, None if it is never reached, and to where it comes from."""
+    limits, rule = policy.thresholds, policy.abstention
+    return {
+        "agent_fast_path": (limits.agent_fast_path.value, limits.agent_fast_path.why),
+        "agent_accept": (limits.agent_accept.value, limits.agent_accept.why),
+        "agent_veto": (limits.agent_veto.value, limits.agent_veto.why),
+        "abstention": (rule.threshold, rule.why) if rule else (None, NEVER_ABSTAINS),
+    }
+
+
+def _agent(agent: AgentModel | None) -> router_pb2.AgentModel | None:
+    if agent is None:
+        return None
+    return router_pb2.AgentModel(
+        weight=agent.weight,
+        reliability=agent.reliability,
+        ceiling=agent.ceiling,
+        reason=agent.why,
     )

@@ -18,15 +18,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
-from router_service.core import (
-    Manifest,
-    Provenance,
-    TemperatureSetting,
-    Threshold,
-    Thresholds,
-)
-from training.stage1 import RouterHead, Stage1Result
+from router_service.bundle import HEAD_FILE, MANIFEST_FILE
+from router_service.manifest import Manifest, Provenance, TemperatureSetting, Threshold, Thresholds
+from training.stage1 import KnownScreens, RouterHead, Stage1Result
 
 OPSET = 20
 MAX_DIFFERENCE = 1e-5
@@ -49,36 +45,64 @@ def export_bundle(result: Stage1Result, out: Path) -> Path:
         The directory.
 
     Raises:
-        RuntimeError: The ONNX head does not give torch's logits to within 1e-5.
+        RuntimeError: The ONNX file does not give torch's values to within 1e-5.
     """
-    model = to_onnx(result.head)
-    _check_same(result.head, model)
+    judge = Judge(result.head, result.known)
+    model = to_onnx(judge)
+    _check_same(judge, model)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "router.onnx").write_bytes(model)
-    stated = dataclasses.asdict(_manifest(result, model), dict_factory=_plain)
-    (out / "router.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+    (out / HEAD_FILE).write_bytes(model)
+    write_manifest(_manifest(result, model), out)
     return out
 
 
-def to_onnx(head: RouterHead) -> bytes:
-    """The head as one ONNX file: inputs `text` and `vision`, output `logits`, any number of rows.
+def write_manifest(manifest: Manifest, out: Path) -> None:
+    """Write `router.json` in one step: a router that starts meanwhile reads the old or the new."""
+    stated = dataclasses.asdict(manifest, dict_factory=_plain)
+    unfinished = out / f"{MANIFEST_FILE}.new"
+    unfinished.write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(out / MANIFEST_FILE)
+
+
+class Judge(nn.Module):
+    """What a bundle's ONNX file computes.
 
     Args:
         head: In eval mode.
+        known: Of the screens that the head was trained on.
+    """
+
+    def __init__(self, head: RouterHead, known: KnownScreens) -> None:
+        super().__init__()
+        self.head = head
+        self.known = known
+
+    def forward(
+        self, text: torch.Tensor, vision: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, K] and distances [n] of text [n, text_dim] and vision [n, vision_dim]."""
+        return self.head(text, vision), self.known(vision)
+
+
+def to_onnx(judge: Judge) -> bytes:
+    """One ONNX file: `text` and `vision` in, `logits` and `distance` out, for any number of rows.
+
+    Args:
+        judge: In eval mode.
 
     Returns:
         The serialised model. Nothing of the exporting machine is in it.
     """
-    text, vision = _random_inputs(head, rows=2)
+    text, vision = _random_inputs(judge.head, rows=2)
     rows = torch.export.Dim("rows")
     with warnings.catch_warnings():
         # The exporter's remarks on itself: none is about this head, which is checked afterwards.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            head,
+            judge,
             (text, vision),
             input_names=["text", "vision"],
-            output_names=["logits"],
+            output_names=["logits", "distance"],
             dynamic_shapes=({0: rows}, {0: rows}),
             opset_version=OPSET,
             dynamo=True,
@@ -99,16 +123,19 @@ def to_onnx(head: RouterHead) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _check_same(head: RouterHead, model: bytes) -> None:
+def _check_same(judge: Judge, model: bytes) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = ["logits", "distance"]
     for rows in (1, 33):
-        text, vision = _random_inputs(head, rows)
+        text, vision = _random_inputs(judge.head, rows)
         with torch.inference_mode():
-            expected = head(text, vision).numpy()
-        (found,) = session.run(["logits"], {"text": text.numpy(), "vision": vision.numpy()})
-        difference = float(np.abs(expected - found).max())
-        if not difference <= MAX_DIFFERENCE:
-            raise RuntimeError(f"the ONNX head differs from torch's by {difference:.2e}")
+            expected = [output.numpy() for output in judge(text, vision)]
+        found = session.run(names, {"text": text.numpy(), "vision": vision.numpy()})
+        for name, ours, theirs in zip(names, expected, found, strict=True):
+            # Random inputs may be many spreads away, so distances compare relative to their size.
+            difference = float((np.abs(ours - theirs) / np.maximum(np.abs(ours), 1)).max())
+            if not difference <= MAX_DIFFERENCE:
+                raise RuntimeError(f"the ONNX file's {name} differs from torch's: {difference:.2e}")
 
 
 def _random_inputs(head: RouterHead, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ import pytest
 import structlog
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from molora.v1 import executor_pb2, router_pb2, router_pb2_grpc, types_pb2
 from router_service import server as router_server
@@ -40,6 +41,7 @@ class Running:
     stub: router_pb2_grpc.RouterServiceStub
     health: health_pb2_grpc.HealthStub
     address: str
+    registry: CollectorRegistry = dataclasses.field(default_factory=CollectorRegistry)
 
     async def until_serving(self, wanted: bool = True) -> None:
         status = health_pb2.HealthCheckResponse
@@ -57,20 +59,22 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     bundle = router_bundle.write_bundle(tmp_path / "router")
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start_router(executor: str, **flags: object) -> Running:
-            settings = RouterSettings(
-                executor=executor, bundle=bundle, executor_check_s=0.05, **flags
-            )
+        async def start_router(executor: str, **flags: Any) -> Running:
+            given = {"bundle": bundle, "executor_check_s": 0.05, **flags}
+            settings = RouterSettings(executor=executor, **given)
             read = load_bundle(settings.bundle)
-            router = router_server.assemble(settings, read, Head(read.head, read.manifest))
+            metrics = ServerMetrics()
+            head = Head(read.head, read.manifest)
+            router = router_server.assemble(settings, read, head, metrics)
             stack.push_async_callback(router.executor.close)
+            stack.callback(router.ledger.close)
             health = Health([router_server.SERVICE])
             server = build_server(
                 settings,
                 lambda s: router_server.register(router, s),
                 [router_server.SERVICE],
                 router_server.AUTH_TABLE,
-                ServerMetrics(),
+                metrics,
                 health,
             )
             port = server.add_insecure_port("127.0.0.1:0")
@@ -84,6 +88,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
                 router_pb2_grpc.RouterServiceStub(channel),
                 health_pb2_grpc.HealthStub(channel),
                 address,
+                metrics.registry,
             )
 
         yield start_router

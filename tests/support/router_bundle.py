@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from router_service.core import (
+from router_service.core import ExpertEntry, FeatureSpec, Mode
+from router_service.manifest import (
+    AbstentionRule,
+    AgentModel,
     Calibration,
-    ExpertEntry,
-    FeatureSpec,
+    Fit,
     Manifest,
-    Mode,
     ModeSetting,
     Provenance,
     TemperatureSetting,
@@ -47,24 +48,35 @@ def head_model(
     names: tuple[str, str, str] = ("text", "vision", "logits"),
     text_dim: int = TEXT_DIM,
     vision_dim: int = VISION_DIM,
+    distance: str | None = None,
 ) -> onnx.ModelProto:
-    """logits = text @ A + vision @ B."""
+    """logits = text @ A + vision @ B; the distance, if it gets a name, is the largest |vision|."""
     text, vision, logits = names
     a, b = matrices(experts, vision_dim)
     a = np.resize(a, (text_dim, experts))
+    nodes = [
+        helper.make_node("MatMul", [text, "A"], ["t"]),
+        helper.make_node("MatMul", [vision, "B"], ["v"]),
+        helper.make_node("Add", ["t", "v"], [logits]),
+    ]
+    outputs = [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["n", experts])]
+    values = [numpy_helper.from_array(a, "A"), numpy_helper.from_array(b, "B")]
+    if distance:
+        nodes += [
+            helper.make_node("Abs", [vision], ["size"]),
+            helper.make_node("ReduceMax", ["size", "last"], [distance], keepdims=0),
+        ]
+        outputs.append(helper.make_tensor_value_info(distance, TensorProto.FLOAT, ["n"]))
+        values.append(numpy_helper.from_array(np.array([1], np.int64), "last"))
     graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", [text, "A"], ["t"]),
-            helper.make_node("MatMul", [vision, "B"], ["v"]),
-            helper.make_node("Add", ["t", "v"], [logits]),
-        ],
+        nodes,
         "head",
         [
             helper.make_tensor_value_info(text, TensorProto.FLOAT, ["n", text_dim]),
             helper.make_tensor_value_info(vision, TensorProto.FLOAT, ["n", vision_dim]),
         ],
-        [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["n", experts])],
-        [numpy_helper.from_array(a, "A"), numpy_helper.from_array(b, "B")],
+        outputs,
+        values,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
@@ -85,6 +97,18 @@ def manifest(head: bytes, experts: tuple[ExpertEntry, ...] = EXPERTS) -> Manifes
         calibration=Calibration("none", 0, 0.0, 0.0, 0.0, 0.0),
         provenance=Provenance(0, "d" * 64, "e" * 64, {}, {}, {}, {}),
     )
+
+
+def write_fitted_bundle(directory: Path) -> Path:
+    """A bundle that knows its agent, and abstains beyond distance 5; returns the directory."""
+    model = head_model(distance="distance").SerializeToString()
+    stated = dataclasses.replace(
+        manifest(model),
+        agent=AgentModel(1.0, 0.75, 0.99, "measured", "for tests"),
+        abstention=AbstentionRule(5.0, "fitted", "for tests"),
+        fit=Fit("f" * 64, 100, 0.01, 0.95, 0),
+    )
+    return write_bundle(directory, model, as_json(stated))
 
 
 def write_bundle(

@@ -36,6 +36,8 @@ from molora_client.inputs import (
     Turn,
 )
 from molora_client.results import (
+    AbstentionOutcome,
+    AgentModel,
     Applied,
     DecisionReason,
     Expert,
@@ -61,7 +63,9 @@ from molora_client.streams import AsyncTextStream, TextStream
 
 __all__ = [
     "AbortedError",
+    "AbstentionOutcome",
     "AgentHint",
+    "AgentModel",
     "AlreadyExistsError",
     "Applied",
     "AsyncMolora",

@@ -24,6 +24,14 @@ class DecisionReason(str, Enum):
     ABSTAINED = "ABSTAINED"
 
 
+class AbstentionOutcome(str, Enum):
+    """What a router does about a screen that no expert knows."""
+
+    ERROR = "ERROR"
+    BASE = "BASE"
+    TOP2 = "TOP2"
+
+
 class FinishReason(str, Enum):
     """Why a generation ended."""
 
@@ -88,13 +96,15 @@ class Routed:
     """What the router decided, and where the screen's context waits.
 
     Attributes:
-        gates: Expert name to weight, final.
+        gates: Expert name to weight, final; empty on AbstentionOutcome.BASE.
         layer_gates: LLM decoder layer to its own weights, if the router decides by layer.
         probabilities: Softmax of the head, before mask and agent; empty on AGENT_FAST_PATH.
         confidence: The largest probability; on AGENT_FAST_PATH the agent's own.
         entropy: Of `probabilities`, in nats.
         expert_set: Digest of the experts the decision was made against.
         context: Hand it to `generate` as the screen.
+        abstention: On ABSTAINED, what comes instead: BASE means `generate(base_only=True)`.
+        distance: How far the screen is from those the experts know; None if it is not measured.
     """
 
     gates: dict[str, float]
@@ -108,6 +118,8 @@ class Routed:
     context: ContextRef
     timings: RouteTimings
     request_id: str
+    abstention: AbstentionOutcome | None = None
+    distance: float | None = None
 
     @property
     def context_id(self) -> str:
@@ -275,8 +287,22 @@ class ServerInfo:
 
 
 @dataclass(frozen=True)
+class AgentModel:
+    """How far the router believes the agent; see `AgentModel` in the contract."""
+
+    weight: float
+    reliability: float
+    ceiling: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class RouterInfo:
-    """The bundle and the policy in force; `experts` are in the order of the head's logits."""
+    """The bundle and the policy in force; `experts` are in the order of the head's logits.
+
+    A threshold that `threshold_reasons` names and `thresholds` does not is never reached. Without
+    an `agent`, hints have no weight.
+    """
 
     router_version: str
     feature_spec: str
@@ -291,3 +317,6 @@ class RouterInfo:
     not_serving_reason: str
     executor: str
     version: str
+    threshold_reasons: dict[str, str]
+    abstention: AbstentionOutcome | None
+    agent: AgentModel | None

@@ -23,7 +23,7 @@ from molora_client.inputs import (
     Sampling,
     Screen,
 )
-from molora_client.results import DecisionReason, FinishReason
+from molora_client.results import AbstentionOutcome, DecisionReason, FinishReason
 
 Reply = TypeVar("Reply", bound=Message)
 Plain = TypeVar("Plain")
@@ -156,6 +156,8 @@ def decode_routed(
         context=ContextRef(reply.context_id, reply.executor, screen_bytes),
         timings=decode_plain(results.RouteTimings, timings),
         request_id=request_id,
+        abstention=_abstention(decision.abstention),
+        distance=decision.distance if decision.HasField("distance") else None,
     )
 
 
@@ -229,6 +231,9 @@ def decode_router_info(reply: router_pb2.GetRouterInfoResponse) -> results.Route
         experts=_identities(reply.experts),
         mode=_mode(reply.mode),
         thresholds=dict(reply.thresholds),
+        threshold_reasons=dict(reply.threshold_reasons),
+        abstention=_abstention(reply.abstention),
+        agent=decode_plain(results.AgentModel, reply.agent) if reply.HasField("agent") else None,
     )
 
 
@@ -250,6 +255,12 @@ def decode_applied(applied: types_pb2.Applied) -> results.Applied:
 def _mode(mode: types_pb2.RoutingMode.ValueType) -> RoutingMode | None:
     """UNSPECIFIED and modes of a newer server are None."""
     return RoutingMode.__members__.get(_name(types_pb2.RoutingMode, mode, "ROUTING_MODE_"))
+
+
+def _abstention(outcome: types_pb2.AbstentionOutcome.ValueType) -> AbstentionOutcome | None:
+    """UNSPECIFIED and outcomes of a newer server are None."""
+    name = _name(types_pb2.AbstentionOutcome, outcome, "ABSTENTION_OUTCOME_")
+    return AbstentionOutcome.__members__.get(name)
 
 
 def _identities(

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 import molora_client
-from molora.v1 import types_pb2
+from molora.v1 import router_pb2, types_pb2
 from molora_client import (
+    AbstentionOutcome,
     AgentHint,
+    AgentModel,
     AsyncMolora,
     ContextRef,
     DecisionReason,
@@ -21,7 +23,7 @@ from molora_client import (
     Sampling,
     Turn,
 )
-from tests.support.stub_services import ANSWER, EXPERT_SET, SCREEN
+from tests.support.stub_services import ANSWER, EXPERT_SET, SCREEN, Reply, decision
 
 
 @pytest.fixture
@@ -49,6 +51,21 @@ def test_route_returns_the_decision_and_a_context_that_keeps_the_bytes(stub, cli
     assert not call.request.HasField("options")
     assert call.metadata["x-request-id"] == call.request.request_id == routed.request_id
     assert 8 < call.time_remaining_s < 10.5
+
+
+def test_an_abstention_says_what_comes_instead(stub, client):
+    assert client.route("Click", SCREEN).abstention is None
+    abstained = decision(
+        gates=types_pb2.Gates(),
+        reason=types_pb2.DECISION_REASON_ABSTAINED,
+        abstention=types_pb2.ABSTENTION_OUTCOME_BASE,
+        distance=2.5,
+    )
+    stub.script["Route"].append(Reply((router_pb2.RouteResponse(decision=abstained),)))
+    routed = client.route("Click", SCREEN)
+    assert routed.reason is DecisionReason.ABSTAINED
+    assert routed.abstention is AbstentionOutcome.BASE
+    assert (routed.gates, routed.distance) == ({}, 2.5)
 
 
 def test_route_sends_everything_it_is_given(stub, client, tmp_path: Path):
@@ -193,6 +210,9 @@ def test_the_answers_about_servers_and_experts(stub, client):
     info = client.router_info()
     assert info.mode is RoutingMode.TOP1
     assert info.thresholds == {"veto": 0.5}
+    assert info.threshold_reasons == {"veto": "typed", "abstention": "never"}
+    assert info.abstention is AbstentionOutcome.ERROR
+    assert info.agent == AgentModel(1.0, 0.75, 0.875, "measured")
     assert [expert.name for expert in info.experts] == ["calendar", "claim-window"]
 
 
@@ -299,7 +319,8 @@ def test_public_names_are_pinned():
 PUBLIC = {
     *("AsyncMolora", "Molora", "AsyncTextStream", "TextStream", "Tls"),
     *("AgentHint", "ContextRef", "Prompt", "RoutingMode", "RoutingOptions", "Sampling", "Turn"),
-    *("Applied", "DecisionReason", "Expert", "ExpertChange", "ExpertIdentity", "Experts"),
+    *("AbstentionOutcome", "AgentModel", "Applied", "DecisionReason", "Expert", "ExpertChange"),
+    *("ExpertIdentity", "Experts"),
     *("FeatureSpec", "FeatureTimings", "Features", "FinishReason", "GenerateTimings", "Generation"),
     *("Limits", "Prediction", "RouteTimings", "Routed", "RouterInfo", "Scored", "ServerInfo"),
     *("Usage", "ToolCall", "ToolCallError", "parse_tool_calls", "to_pixels"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from router_service.bundle import load_bundle
 from router_service.core import Mode
 from router_service.errors import BundleError
+from router_service.head import Head
+from router_service.manifest import AbstentionRule, AgentModel
+from router_service.settings import EMBEDDED_BUNDLE
 from tests.support import router_bundle
 
 
@@ -37,6 +41,28 @@ def test_it_is_read_as_written(directory: Path) -> None:
         "chart",
         "claim-window",
     ]
+
+
+def test_what_was_fitted_is_read_too(tmp_path: Path) -> None:
+    manifest = load_bundle(router_bundle.write_fitted_bundle(tmp_path)).manifest
+    assert manifest.agent == AgentModel(1.0, 0.75, 0.99, "measured", "for tests")
+    assert manifest.abstention == AbstentionRule(5.0, "fitted", "for tests")
+    assert manifest.fit is not None
+    assert manifest.fit.max_risk == 0.01
+
+
+def test_a_bundle_from_before_thresholds_were_fitted(directory: Path) -> None:
+    content = stated(directory)
+    for name in ("agent", "abstention", "fit"):
+        del content[name]
+    restate(directory, content)
+    manifest = load_bundle(directory).manifest
+    assert (manifest.agent, manifest.abstention, manifest.fit) == (None, None, None)
+
+
+def test_the_embedded_bundle_loads() -> None:
+    bundle = load_bundle(EMBEDDED_BUNDLE)
+    Head(bundle.head, bundle.manifest)
 
 
 def test_the_version_is_what_sha256sum_says(directory: Path) -> None:
@@ -76,6 +102,9 @@ def test_the_manifest_is_no_json(directory: Path) -> None:
         load_bundle(directory)
 
 
+AGENT = {"reliability": 0.8, "ceiling": 0.9, "source": "measured", "why": ""}
+
+
 def change(path: str, value: object) -> Any:
     def apply(content: dict[str, Any]) -> None:
         *parents, last = path.split(".")
@@ -101,6 +130,13 @@ def change(path: str, value: object) -> Any:
         change("mode.value", "top3"),
         change("thresholds.agent_veto.value", 1.5),
         change("thresholds.agent_veto.source", "guessed"),
+        change("agent", {"weight": -1.0} | AGENT),
+        change("agent", {"weight": math.inf} | AGENT),
+        change("agent", AGENT | {"weight": 1.0, "reliability": 1.5}),
+        change("agent", AGENT | {"weight": 1.0, "ceiling": 1.0}),
+        change("agent", AGENT | {"weight": 1.0, "source": "guessed"}),
+        change("abstention", {"threshold": -1.0, "source": "fitted", "why": ""}),
+        change("abstention", {"threshold": 1.0, "source": "guessed", "why": ""}),
         change("unheard_of", 1),
         change("feature_spec.unheard_of", 1),
         pytest.param(lambda content: content.pop("thresholds"), id="no thresholds"),

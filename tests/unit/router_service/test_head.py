@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from router_service.core import ExpertEntry, Features
+from router_service.core import ExpertEntry, Features, HeadOutput
 from router_service.errors import BundleError, Internal
 from router_service.head import Head
+from router_service.manifest import AbstentionRule
 from router_service.onnx_file import holds_external_data
 from tests.support import router_bundle
 
@@ -21,6 +23,12 @@ def open_head(model: onnx.ModelProto) -> Head:
     return Head(data, router_bundle.manifest(data))
 
 
+def only(judged: list[HeadOutput | Internal]) -> HeadOutput:
+    [output] = judged
+    assert isinstance(output, HeadOutput)
+    return output
+
+
 def features(text: list[float], vision: list[float]) -> Features:
     return Features(
         np.array(text, np.float32), np.array(vision, np.float32), "spec", "model", "set", "context"
@@ -28,9 +36,36 @@ def features(text: list[float], vision: list[float]) -> Features:
 
 
 def test_logits_come_from_both_inputs() -> None:
-    logits = open_head(router_bundle.head_model()).logits(features([1, 2, 3, 4], [10, 20, 30]))
-    assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, [1 + 1, 2 + 2, 3 + 3])
+    head = open_head(router_bundle.head_model())
+    output = only(head.judge([features([1, 2, 3, 4], [10, 20, 30])]))
+    assert output.logits.dtype == np.float32
+    np.testing.assert_allclose(output.logits, [1 + 1, 2 + 2, 3 + 3])
+    assert output.distance is None
+    assert not head.measures_distance
+
+
+def test_a_head_may_measure_how_far_a_screen_is() -> None:
+    head = open_head(router_bundle.head_model(distance="distance"))
+    assert head.measures_distance
+    near, far = head.judge([features([0] * 4, [1, 2, 0]), features([0] * 4, [0, -7, 0])])
+    assert isinstance(near, HeadOutput)
+    assert isinstance(far, HeadOutput)
+    assert (near.distance, far.distance) == (2.0, 7.0)
+
+
+def test_one_bad_request_of_a_batch_fails_alone() -> None:
+    head = open_head(router_bundle.head_model())
+    good = features([1, 2, 3, 4], [10, 20, 30])
+    first, bad, huge, last = head.judge(
+        [good, features([1], [1, 1, 1]), features([3.4e38] * 4, [3.4e38] * 3), good]
+    )
+    assert isinstance(bad, Internal)
+    assert bad.reason == "BAD_FEATURES"
+    assert isinstance(huge, Internal)
+    assert huge.reason == "BAD_LOGITS"
+    for output in (first, last):
+        np.testing.assert_allclose(only([output]).logits, [2, 4, 6])
+    assert head.judge([]) == []
 
 
 @pytest.mark.parametrize(
@@ -46,18 +81,18 @@ def test_logits_come_from_both_inputs() -> None:
 def test_features_that_do_not_fit_are_our_bug_and_never_filled(
     text: list[float], vision: list[float]
 ) -> None:
-    with pytest.raises(Internal) as caught:
-        open_head(router_bundle.head_model()).logits(features(text, vision))
-    assert caught.value.reason == "BAD_FEATURES"
+    [judged] = open_head(router_bundle.head_model()).judge([features(text, vision)])
+    assert isinstance(judged, Internal)
+    assert judged.reason == "BAD_FEATURES"
 
 
 def test_logits_that_overflow_are_an_error() -> None:
     model = router_bundle.head_model()
     weights = np.full((4, 3), 3e38, np.float32)
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "A"))
-    with pytest.raises(Internal) as caught:
-        open_head(model).logits(features([10, 10, 10, 10], [0, 0, 0]))
-    assert caught.value.reason == "BAD_LOGITS"
+    [judged] = open_head(model).judge([features([10, 10, 10, 10], [0, 0, 0])])
+    assert isinstance(judged, Internal)
+    assert judged.reason == "BAD_LOGITS"
 
 
 @pytest.mark.parametrize(
@@ -68,8 +103,9 @@ def test_logits_that_overflow_are_an_error() -> None:
         router_bundle.head_model(names=("text", "vision", "gates")),
         router_bundle.head_model(text_dim=5),
         router_bundle.head_model(experts=2),
+        router_bundle.head_model(distance="energy"),
     ],
-    ids=["text name", "vision name", "output name", "text dim", "K"],
+    ids=["text name", "vision name", "output name", "text dim", "K", "second output"],
 )
 def test_other_inputs_or_outputs_are_refused(model: onnx.ModelProto) -> None:
     with pytest.raises(BundleError, match="export the bundle again"):
@@ -81,6 +117,14 @@ def test_more_experts_than_logits_are_refused() -> None:
     experts = (*router_bundle.EXPERTS, ExpertEntry("desktop", "f" * 64))
     with pytest.raises(BundleError, match="4 experts"):
         Head(data, router_bundle.manifest(data, experts))
+
+
+def test_an_abstention_without_a_distance_is_refused() -> None:
+    data = router_bundle.head_model().SerializeToString()
+    rule = AbstentionRule(1.0, "fitted", "for tests")
+    stated = dataclasses.replace(router_bundle.manifest(data), abstention=rule)
+    with pytest.raises(BundleError, match="states an abstention"):
+        Head(data, stated)
 
 
 def test_a_fixed_batch_size_is_refused() -> None:

@@ -14,15 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from router_service.bundle import load_bundle
-from router_service.core import ExpertEntry, Features, FeatureSpec, Mode
+from router_service.core import ExpertEntry, Features, FeatureSpec, HeadOutput, Mode
 from router_service.head import Head
 from training.calibration import expected_calibration_error, fit_temperature, log_loss
-from training.export import export_bundle, to_onnx
+from training.export import Judge, export_bundle, to_onnx
 from training.features import FeatureIndex, load_features
 from training.stage1 import (
+    KnownScreens,
     RouterHead,
     Stage1Config,
     class_weights,
+    known_screens,
     split_by_image,
     train_stage1,
 )
@@ -203,10 +205,16 @@ class TestExport:
         head = Head(loaded.head, loaded.manifest)
         table = load_features(cache)
         with torch.inference_mode():
-            expected = result.head(table.text, table.vision).numpy()
-        for row in range(0, len(table), 17):
-            features = Features(table.text[row].numpy(), table.vision[row].numpy(), "", "", "", "")
-            np.testing.assert_allclose(head.logits(features), expected[row], atol=1e-5)
+            logits = result.head(table.text, table.vision).numpy()
+            distances = result.known(table.vision).numpy()
+        rows = range(0, len(table), 17)
+        judged = head.judge(
+            [Features(table.text[n].numpy(), table.vision[n].numpy(), "", "", "", "") for n in rows]
+        )
+        for row, output in zip(rows, judged, strict=True):
+            assert isinstance(output, HeadOutput)
+            np.testing.assert_allclose(output.logits, logits[row], atol=1e-5)
+            assert output.distance == pytest.approx(distances[row], abs=1e-5)
 
     def test_it_states_where_it_comes_from(self, bundle: Path, result) -> None:
         manifest = load_bundle(bundle).manifest
@@ -228,8 +236,31 @@ class TestExport:
                 assert trace not in content
 
     def test_the_same_head_is_the_same_file(self, result) -> None:
-        assert to_onnx(result.head) == to_onnx(result.head)
+        judge = Judge(result.head, result.known)
+        assert to_onnx(judge) == to_onnx(judge)
 
     def test_a_head_of_other_sizes(self) -> None:
         head = RouterHead(5, 7, 1, 4, 0.0).eval()
-        assert len(to_onnx(head)) < 10_000
+        known = KnownScreens(torch.zeros(1, 7), torch.ones(1, 7))
+        assert len(to_onnx(Judge(head, known))) < 15_000
+
+
+class TestKnownScreens:
+    def test_by_hand(self) -> None:
+        known = KnownScreens(torch.tensor([[0.0, 0.0], [10.0, 10.0]]), torch.tensor([[1.0, 2.0]]))
+        distances = known(torch.tensor([[0.0, 0.0], [3.0, 8.0], [11.0, 10.0]]))
+        assert distances.tolist() == pytest.approx([0.0, 12.5**0.5, 0.5**0.5])
+
+    def test_screens_of_the_data_are_near_and_others_far(self, cache: Path, result) -> None:
+        table = load_features(cache)
+        held_out = split_by_image(table, FAST)["held_out"]
+        near = result.known(table.vision[held_out])
+        far = result.known(3 * table.vision[held_out])
+        assert float(near.max()) < 2 < float(far.min())
+
+    def test_an_expert_with_one_screen_has_a_spread(self, cache: Path) -> None:
+        table = load_features(cache)
+        first = torch.tensor([int((table.label == label).nonzero()[0]) for label in range(4)])
+        known = known_screens(table, first)
+        assert known(table.vision[first]).tolist() == pytest.approx([0.0] * 4)
+        assert float(known.spread.min()) > 0
