@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
+import hashlib
+import json
 import math
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from molora.v1 import executor_pb2, router_pb2, router_pb2_grpc, types_pb2
+from router_service import audit
 from router_service import server as router_server
 from router_service.bundle import load_bundle
+from router_service.errors import BundleError
 from router_service.head import Head
 from router_service.settings import RouterSettings
 from service_chassis.errors import Aborted, InvalidArgument, ResourceExhausted
@@ -344,6 +350,29 @@ class TestExecutorErrors:
         assert (code, reason) == ("DEADLINE_EXCEEDED", "EXECUTOR_TIMEOUT")
         assert asyncio.get_running_loop().time() - started < 1.5
 
+    async def test_a_slow_generation_costs_the_deadline_and_no_more(
+        self, router: Running, executor: StubExecutor
+    ) -> None:
+        hint = types_pb2.AgentHint(expert="chart", confidence=1.0, fast_path=True)
+        executor.delay_s = 30.0
+        started = asyncio.get_running_loop().time()
+        call = router.stub.Predict(predict(agent_hint=hint), timeout=0.5)
+        assert await failure(call) == ("DEADLINE_EXCEEDED", "EXECUTOR_TIMEOUT")
+        assert asyncio.get_running_loop().time() - started < 1.5
+
+    async def test_an_executor_that_dies_while_it_is_asked(self, start: Call) -> None:
+        stub = StubExecutor()
+        async with serving(stub) as address:
+            router = await start(address)
+            await router.until_serving()
+            stub.delay_s = 30.0
+            started = asyncio.get_running_loop().time()
+            call = router.stub.Route(route(), timeout=10)
+            while not stub.seen:  # noqa: ASYNC110 (the list has no event)
+                await asyncio.sleep(0.01)
+        assert await failure(call) == ("UNAVAILABLE", "EXECUTOR_UNREACHABLE")
+        assert asyncio.get_running_loop().time() - started < 5
+
     async def test_the_longest_call_without_a_deadline(
         self, start: Call, executor: StubExecutor
     ) -> None:
@@ -442,6 +471,171 @@ class TestInfo:
         assert len(decision.gates.weights) == 3
 
 
+class TestAbstention:
+    """A bundle that abstains beyond distance 5; the stub's distance is its largest |vision|."""
+
+    FAR = ([9.0, 0.0, 0.0, 0.0], [0.0, 7.5, 0.0])
+
+    async def router(self, start: Call, executor: StubExecutor, path: Path, **flags: Any) -> Any:
+        fitted = router_bundle.write_fitted_bundle(path / "fitted")
+        router = await start(executor.address, bundle=fitted, **flags)
+        await router.until_serving()
+        return router
+
+    async def test_an_unknown_screen_is_an_error(
+        self, start: Call, executor: StubExecutor, tmp_path: Path
+    ) -> None:
+        router = await self.router(start, executor, tmp_path)
+        assert (await router.stub.Route(route())).decision.distance == 1.0
+        executor.features = self.FAR
+        expected = ("FAILED_PRECONDITION", "ABSTAINED")
+        assert await failure(router.stub.Route(route())) == expected
+        assert await failure(router.stub.Predict(predict())) == expected
+        counted = router.registry.get_sample_value(
+            "molora_router_decisions_total", {"reason": "abstained"}
+        )
+        assert counted == 2
+
+    async def test_the_base_answers_and_the_decision_says_so(
+        self, start: Call, executor: StubExecutor, tmp_path: Path
+    ) -> None:
+        router = await self.router(start, executor, tmp_path, on_abstention="base")
+        executor.features = self.FAR
+        events = [event async for event in router.stub.Predict(predict())]
+        decision = events[0].decision
+        assert decision.reason == types_pb2.DECISION_REASON_ABSTAINED
+        assert decision.abstention == types_pb2.ABSTENTION_OUTCOME_BASE
+        assert not decision.gates.weights
+        assert decision.distance == 7.5
+        generate = executor.seen[-1]
+        assert generate.WhichOneof("routing") == "base_only"
+        assert generate.base_only
+
+    async def test_the_two_best_share(
+        self, start: Call, executor: StubExecutor, tmp_path: Path
+    ) -> None:
+        router = await self.router(start, executor, tmp_path, on_abstention="top2")
+        executor.features = self.FAR
+        decision = (await router.stub.Route(route())).decision
+        assert decision.reason == types_pb2.DECISION_REASON_ABSTAINED
+        assert decision.abstention == types_pb2.ABSTENTION_OUTCOME_TOP2
+        assert set(decision.gates.weights) == {"calendar", "chart"}
+
+    async def test_the_info_states_it_all(
+        self, start: Call, executor: StubExecutor, tmp_path: Path
+    ) -> None:
+        router = await self.router(start, executor, tmp_path, abstention_distance=9.0)
+        info = await router.stub.GetRouterInfo(router_pb2.GetRouterInfoRequest())
+        assert info.thresholds["abstention"] == 9.0
+        assert info.threshold_reasons["abstention"] == "set by --abstention-distance"
+        assert info.abstention == types_pb2.ABSTENTION_OUTCOME_ERROR
+        assert info.agent.reliability == 0.75
+        executor.features = self.FAR
+        assert (await router.stub.Route(route())).decision.distance == 7.5
+
+    async def test_a_distance_that_nothing_measures_is_refused(
+        self, start: Call, executor: StubExecutor
+    ) -> None:
+        with pytest.raises(BundleError, match="--abstention-distance needs a head"):
+            await start(executor.address, abstention_distance=9.0)
+
+
+class TestAudit:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "audit.jsonl"
+
+    @pytest.fixture
+    async def router(self, start: Call, executor: StubExecutor, path: Path) -> Running:
+        running: Running = await start(executor.address, audit_file=path)
+        await running.until_serving()
+        return running
+
+    def records(self, path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    async def test_one_record_a_request_whatever_its_end(
+        self, router: Running, executor: StubExecutor, path: Path
+    ) -> None:
+        hint = types_pb2.AgentHint(expert="chart", confidence=0.5)
+        await router.stub.Route(route(request_id="first", agent_hint=hint))
+        [_ async for _ in router.stub.Predict(predict(request_id="second"))]
+        await failure(router.stub.Route(route(text="", request_id="third")))
+        executor.delay_s = 30.0
+        await failure(router.stub.Route(route(request_id="fourth"), timeout=0.2))
+        await router.stub.GetRouterInfo(router_pb2.GetRouterInfoRequest())
+        records = self.records(path)
+        outcomes = [(r["request_id"], r["method"], r["code"], r["cause"]) for r in records]
+        assert outcomes == [
+            ("first", "Route", "OK", ""),
+            ("second", "Predict", "OK", ""),
+            ("third", "Route", "INVALID_ARGUMENT", "EMPTY_PROMPT"),
+            ("fourth", "Route", "DEADLINE_EXCEEDED", "EXECUTOR_TIMEOUT"),
+        ]
+        first = records[0]
+        assert first["reason"] == "agent_vetoed"
+        assert first["gates"] == {"calendar": 1.0}
+        assert first["experts"] == {"calendar": router_bundle.EXPERTS[0].digest}
+        assert first["hint"] == {"expert": "chart", "confidence": 0.5}
+        assert (first["mode"], first["masked_experts"]) == ("top1", [])
+        assert first["caller"] == "anonymous"
+        assert first["expert_set"] == "set-1"
+        assert datetime.fromisoformat(first["time"]).utcoffset() == timedelta(0)
+        assert "gates" not in records[2]
+
+    async def test_it_holds_no_content(
+        self, router: Running, executor: StubExecutor, path: Path
+    ) -> None:
+        request = predict(text="calendar CANARY-7 for Mrs. Smith")
+        request.prompt.system = "CANARY-7"
+        request.screen.data = b"CANARY-7"
+        [_ async for _ in router.stub.Predict(request)]
+        options = types_pb2.RoutingOptions(masked_experts=["CANARY-7"])
+        assert (await failure(router.stub.Route(route(options=options))))[0] == "NOT_FOUND"
+        text = json.dumps(self.records(path))
+        assert len(self.records(path)) == 2
+        for secret in ("CANARY", "Smith", "context-1", "click"):
+            assert secret not in text
+
+    async def test_a_disk_that_is_full_long_enough_stops_decisions(
+        self,
+        router: Running,
+        executor: StubExecutor,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(audit, "MAX_HELD", 2)
+
+        def full(file: int, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(audit.os, "write", full)
+            await router.stub.Route(route())
+            await router.stub.Route(route())
+            held = router.registry.get_sample_value("molora_router_audit_held")
+            assert held == 2
+            before = len(executor.seen)
+            refused = await failure(router.stub.Route(route()))
+            assert refused == ("UNAVAILABLE", "AUDIT_UNWRITABLE")
+            assert len(executor.seen) == before
+        await router.stub.Route(route())
+        assert len(self.records(path)) == 3
+
+    async def test_a_token_says_who(
+        self, start: Call, executor: StubExecutor, path: Path, tmp_path: Path
+    ) -> None:
+        tokens = tmp_path / "tokens"
+        tokens.write_text("infer s3cret-of-the-agent\n")
+        router = await start(executor.address, audit_file=path, tokens_file=tokens)
+        metadata = (("authorization", "Bearer s3cret-of-the-agent"),)
+        await router.until_serving()
+        await router.stub.Route(route(), metadata=metadata)
+        [record] = self.records(path)
+        fingerprint = hashlib.sha256(b"s3cret-of-the-agent").hexdigest()[:16]
+        assert record["caller"] == f"token:{fingerprint}"
+
+
 class TestProcess:
     """`python -m router_service` itself."""
 
@@ -458,6 +652,12 @@ class TestProcess:
         done = self._run("--bundle", str(tmp_path), "--port", "0", "--metrics-port", "0")
         assert done.returncode == 3
         assert "router.json cannot be read" in done.stderr
+        assert done.stdout == ""
+
+    def test_an_audit_file_that_cannot_be_written(self, tmp_path: Path) -> None:
+        done = self._run("--audit-file", str(tmp_path / "no" / "audit.jsonl"))
+        assert done.returncode == 2
+        assert "cannot be written (No such file or directory)" in done.stderr
         assert done.stdout == ""
 
     def test_a_flag_that_cannot_be(self) -> None:
