@@ -29,7 +29,7 @@ class ExecutorSettings(ServerSettings):
     port: int = Field(default=50052, ge=0, le=65535)
     """gRPC port; 0 takes any free one and prints it."""
     metrics_port: int = Field(default=9465, ge=0, le=65535)
-    """Port of the Prometheus metrics on loopback; 0 takes any free one and prints it."""
+    """Port of the Prometheus metrics; 0 takes any free one and prints it."""
     model: Path = EMBEDDED / "base"
     """Checkpoint directory of the base model; unset: the embedded miniature."""
     experts_root: Path | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pool
 
 from service_chassis.errors import PermissionDenied, Unauthenticated
+from service_chassis.watched import Watched
 
 
 class Role(enum.Enum):
@@ -33,6 +34,8 @@ CHASSIS_AUTH: AuthTable = {
     "/grpc.health.v1.Health/Watch": Role.PUBLIC,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.INFER,
 }
+# What a server answers over HTTP beside its calls.
+METRICS_AUTH: AuthTable = {"GET /metrics": Role.METRICS}
 
 
 class TokenTable:
@@ -97,6 +100,16 @@ class TokenTable:
         if not granted:
             raise _unauthenticated()
         return granted
+
+
+def watch_tokens(path: Path) -> Watched[TokenTable]:
+    """The table of a tokens file, whenever it is asked for: a line that is gone is refused.
+
+    Raises:
+        OSError: The file cannot be read now.
+        ValueError: It is no tokens file.
+    """
+    return Watched("tokens", [path], lambda: TokenTable.read(path))
 
 
 def require(needed: Role, granted: frozenset[Role]) -> None:

@@ -21,6 +21,7 @@ from service_chassis.auth import CHASSIS_AUTH, AuthTable, Role, TokenTable, requ
 from service_chassis.errors import Internal, PermissionDenied, ServiceError, Unimplemented
 from service_chassis.logging import describe_exception
 from service_chassis.metrics import ServerMetrics
+from service_chassis.watched import Watched
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -64,7 +65,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, auth_table: AuthTable, tokens: TokenTable | None, metrics: ServerMetrics
+        self, auth_table: AuthTable, tokens: Watched[TokenTable] | None, metrics: ServerMetrics
     ) -> None:
         self._auth_table = {**auth_table, **CHASSIS_AUTH}
         self._tokens = tokens
@@ -105,7 +106,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                 "METHOD_NOT_LISTED", "No role may call this method; add it to the auth table."
             )
         if self._tokens is not None and needed is not Role.PUBLIC:
-            require(needed, self._tokens.roles(call.metadata.get("authorization", [])))
+            offered = call.metadata.get("authorization", [])
+            require(needed, self._tokens.current().roles(offered))
         return handler
 
     def _refusing(self, call: _Call, refusal: ServiceError) -> Handler:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -18,12 +19,15 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service_chassis import health as health_service
-from service_chassis.auth import AuthTable, TokenTable, check_auth_table
+from service_chassis.auth import AuthTable, check_auth_table, watch_tokens
+from service_chassis.exposition import Exposition
 from service_chassis.health import Health
 from service_chassis.interceptor import ServerInterceptor
 from service_chassis.logging import configure_logging
 from service_chassis.metrics import ServerMetrics
 from service_chassis.settings import ServerSettings
+from service_chassis.tls import Tls, server_credentials, watch_tls
+from service_chassis.watched import Watched
 
 _log = structlog.get_logger()
 
@@ -57,7 +61,7 @@ async def serve(
 ) -> int:
     """Run a server until SIGTERM or SIGINT. Call it on the main thread.
 
-    Prints `<name> listening on <host>:<port>` and `<name> metrics on 127.0.0.1:<port>` on stdout
+    Prints `<name> listening on <host>:<port>` and `<name> metrics on <host>:<port>` on stdout
     once both ports are bound. Health says NOT_SERVING until `ready` turns it on.
 
     Args:
@@ -80,23 +84,27 @@ async def serve(
     """
     check_auth_table(services, auth_table)
     configure_logging(settings.log_level, name)
+    _forbid_core_dumps()
     health = Health(services)
     server = build_server(settings, register, services, auth_table, metrics, health)
+    tls = watch_tls(settings.tls_files) if settings.tls_files else None
+    exposition: Exposition | None = None
     try:
         async with _signals() as (drain, hurry):
             try:
-                address = _bind(server, settings)
-                metrics_address = metrics.listen(settings.metrics_port)
+                address = _bind(server, settings, tls)
+                exposition = _expose(metrics, settings, tls)
             except OSError as error:
                 return _refuse(name, f"{error}; free it, or choose another port (0: any free one)")
             await server.start()
             print(f"{name} listening on {address}", flush=True)
-            print(f"{name} metrics on {metrics_address}", flush=True)
+            print(f"{name} metrics on {exposition.address}", flush=True)
             exit_code = await _until_drain(name, ready, health, drain)
             await _drain(server, health, settings.drain_grace_s, hurry, on_drain)
         return exit_code
     finally:
-        metrics.close()
+        if exposition is not None:
+            exposition.close()
         await server.stop(None)
 
 
@@ -109,7 +117,7 @@ def build_server(
     health: Health,
 ) -> grpc.aio.Server:
     """A server with everything registered, not yet bound. Arguments as in `serve`."""
-    tokens = TokenTable.read(settings.tokens_file) if settings.tokens_file else None
+    tokens = watch_tokens(settings.tokens_file) if settings.tokens_file else None
     server = grpc.aio.server(
         interceptors=[ServerInterceptor(auth_table, tokens, metrics)],
         options=[
@@ -133,22 +141,30 @@ def build_server(
     return server
 
 
-def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
+def _bind(server: grpc.aio.Server, settings: ServerSettings, tls: Watched[Tls] | None) -> str:
     """Bind the port that the settings name; returns the address with the port that was taken."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.port}"
     try:
-        if settings.tls_cert is None or settings.tls_key is None:
+        if tls is None:
             return f"{host}:{server.add_insecure_port(address)}"
-        client_ca = settings.tls_client_ca
-        credentials = grpc.ssl_server_credentials(
-            [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],
-            root_certificates=client_ca.read_bytes() if client_ca else None,
-            require_client_auth=client_ca is not None,
-        )
-        return f"{host}:{server.add_secure_port(address, credentials)}"
+        return f"{host}:{server.add_secure_port(address, server_credentials(tls))}"
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: the port is in use or not allowed") from error
+
+
+def _expose(
+    metrics: ServerMetrics, settings: ServerSettings, tls: Watched[Tls] | None
+) -> Exposition:
+    tokens = watch_tokens(settings.tokens_file) if settings.tokens_file else None
+    host, port = settings.metrics_host, settings.metrics_port
+    return Exposition(metrics.registry, host, port, tls, tokens)
+
+
+def _forbid_core_dumps() -> None:
+    """A dump would hold screens and prompts, on a disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
-import ssl
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from service_chassis.auth import TokenTable
+from service_chassis.tls import Tls, TlsFiles
 
 
 class FieldError(ValueError):
@@ -47,16 +47,20 @@ class ServerSettings(BaseSettings):
     """Address to listen on; anything beyond loopback needs TLS."""
     port: int = Field(default=0, ge=0, le=65535)
     """gRPC port; 0 takes any free one and prints it."""
+    metrics_host: str = "127.0.0.1"
+    """Address of the Prometheus metrics; TLS and tokens hold for them too."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port of the Prometheus metrics on loopback; 0 takes any free one and prints it."""
+    """Port of the Prometheus metrics; 0 takes any free one and prints it."""
     tls_cert: Path | None = None
-    """PEM certificate chain of this server."""
+    """PEM certificate chain of this server; a changed file holds from the next handshake on."""
     tls_key: Path | None = None
-    """PEM private key of `tls_cert`."""
+    """PEM private key of `tls_cert`; read again like it."""
     tls_client_ca: Path | None = None
-    """PEM certificates that must have signed a client's certificate; unset: none is asked for."""
+    """PEM certificates that must have signed a client's certificate, read again like `tls_cert`;
+    unset: none is asked for."""
     tokens_file: Path | None = None
-    """Bearer tokens, one `infer|metrics|admin <token>` a line; unset: every caller may do all."""
+    """Bearer tokens, one `infer|metrics|admin <token>` a line; a changed file holds from the next
+    call on. Unset: every caller may do all."""
     drain_grace_s: float = Field(default=30.0, ge=0)
     """How long running calls may go on after SIGTERM, in seconds."""
     max_message_bytes: int = Field(default=16 * 2**20, ge=2**16)
@@ -71,12 +75,14 @@ class ServerSettings(BaseSettings):
             raise FieldError(missing, "it is not set", "give certificate and key together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise FieldError("tls_client_ca", "it needs TLS", "set tls_cert and tls_key too")
-        if self.tls_cert is None and not is_loopback(self.host):
-            raise FieldError(
-                "host",
-                f"{self.host} is beyond loopback without TLS",
-                "set tls_cert and tls_key, or listen on 127.0.0.1",
-            )
+        for name in ("host", "metrics_host"):
+            host = getattr(self, name)
+            if self.tls_cert is None and not is_loopback(host):
+                raise FieldError(
+                    name,
+                    f"{host} is beyond loopback without TLS",
+                    "set tls_cert and tls_key, or listen on 127.0.0.1",
+                )
         return self
 
     @model_validator(mode="after")
@@ -85,19 +91,19 @@ class ServerSettings(BaseSettings):
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 raise FieldError(name, f"{path} is not a file", "give the path of a PEM file")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        if self.tls_cert is not None:
-            try:
-                context.load_cert_chain(self.tls_cert, self.tls_key)
-            except OSError as error:
-                remedy = "give a PEM certificate chain and the key that belongs to it"
-                raise FieldError("tls_cert", f"{self.tls_cert} cannot be used", remedy) from error
-        if self.tls_client_ca is not None:
-            try:
-                context.load_verify_locations(self.tls_client_ca)
-            except OSError as error:
-                problem = f"{self.tls_client_ca} cannot be used"
-                raise FieldError("tls_client_ca", problem, "give PEM certificates") from error
+        files = self.tls_files
+        if files is None:
+            return self
+        try:
+            Tls.read(TlsFiles(files.certificate, files.key))
+        except OSError as error:
+            remedy = "give a PEM certificate chain and the key that belongs to it"
+            raise FieldError("tls_cert", f"{self.tls_cert} cannot be used", remedy) from error
+        try:
+            Tls.read(files)
+        except OSError as error:
+            problem = f"{self.tls_client_ca} cannot be used"
+            raise FieldError("tls_client_ca", problem, "give PEM certificates") from error
         return self
 
     @model_validator(mode="after")
@@ -112,6 +118,13 @@ class ServerSettings(BaseSettings):
                     "give a readable file with one '<role> <token>' a line",
                 ) from error
         return self
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """The files of TLS; None for plaintext."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
 
 Settings = TypeVar("Settings", bound=ServerSettings)
