@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import structlog
 import torch
+from prometheus_client import CollectorRegistry
 from transformers.utils.logging import disable_progress_bar
 
 from executor_service.engine.contexts import ContextCache
@@ -21,6 +22,7 @@ from executor_service.engine.engine import Engine
 from executor_service.engine.failures import loading_expert
 from executor_service.engine.inputs import Context, Tools
 from executor_service.engine.kept import Kept
+from executor_service.engine.metrics import EngineMetrics
 from executor_service.engine.registry import ExpertRegistry
 from executor_service.engine.scheduler import Scheduler
 from executor_service.engine.work import Facts, Limits
@@ -63,10 +65,12 @@ class ExecutorProcess:
 
     Args:
         settings: Checked settings.
+        metrics: The registry that the engine's metrics join.
     """
 
-    def __init__(self, settings: ExecutorSettings) -> None:
+    def __init__(self, settings: ExecutorSettings, metrics: CollectorRegistry) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._engine: Engine | None = None
 
     def engine(self) -> Engine:
@@ -96,7 +100,7 @@ class ExecutorProcess:
             RuntimeError: The model's thread has ended.
         """
         try:
-            self._engine = await build_engine(self._settings)
+            self._engine = await build_engine(self._settings, self._metrics)
         except NotLoadable as error:
             raise StartupError(str(error), exit_code=3) from error
         health.set_serving(True)
@@ -125,7 +129,8 @@ async def run(settings: ExecutorSettings) -> int:
     if not (settings.model / "config.json").is_file():
         print(f"{NAME}: {_no_checkpoint(settings.model)}", file=sys.stderr, flush=True)
         return 3
-    process = ExecutorProcess(settings)
+    metrics = ServerMetrics()
+    process = ExecutorProcess(settings, metrics.registry)
     try:
         return await serve(
             settings=settings,
@@ -133,18 +138,21 @@ async def run(settings: ExecutorSettings) -> int:
             register=process.register,
             services=SERVICES,
             auth_table=AUTH_TABLE,
-            metrics=ServerMetrics(),
+            metrics=metrics,
             ready=process.ready,
         )
     finally:
         await process.close()
 
 
-async def build_engine(settings: ExecutorSettings) -> Engine:
+async def build_engine(
+    settings: ExecutorSettings, registry: CollectorRegistry | None = None
+) -> Engine:
     """Load the base and its experts on the worker's thread.
 
     Args:
         settings: Checked settings.
+        registry: What its metrics join; None where nobody looks at them.
 
     Returns:
         An engine whose experts have all been probed.
@@ -160,11 +168,16 @@ async def build_engine(settings: ExecutorSettings) -> Engine:
     # Before the model: a wrong path should not have to wait for its weights.
     locations = _find_experts(settings)
     worker = Worker(scheduler)
+    metrics = EngineMetrics(
+        registry or CollectorRegistry(),
+        running=lambda: scheduler.running,
+        waiting=lambda: scheduler.waiting,
+    )
     try:
         model = await worker.call(lambda: _load_model(settings))
-        registry = await _load_experts(model, worker, locations)
-        tools = await worker.call(lambda: _tools(settings, model))
-        return _assemble(settings, tools, registry, scheduler, worker)
+        experts = await _load_experts(model, worker, locations)
+        tools = await worker.call(lambda: _tools(settings, model, metrics))
+        return _assemble(settings, tools, experts, scheduler, worker)
     except BaseException:
         await worker.stop()
         raise
@@ -247,7 +260,7 @@ def _assemble(
     )
 
 
-def _tools(settings: ExecutorSettings, model: GatedModel) -> Tools:
+def _tools(settings: ExecutorSettings, model: GatedModel, metrics: EngineMetrics) -> Tools:
     screens = ScreenLimits(
         max_bytes=settings.max_screen_bytes, max_pixels=settings.max_screen_pixels
     )
@@ -269,6 +282,7 @@ def _tools(settings: ExecutorSettings, model: GatedModel) -> Tools:
         system_prompt=settings.system_prompt,
         max_prompt_tokens=min(settings.max_prompt_tokens, _slot_tokens(settings, model)),
         chunk_tokens=settings.prefill_chunk_tokens,
+        metrics=metrics,
     )
 
 

@@ -18,7 +18,8 @@ from executor_service.engine.contexts import ContextCache
 from executor_service.engine.inputs import Context, Tools
 from executor_service.engine.jobs import FeaturesJob, RequestJob
 from executor_service.engine.locations import check_name, resolve_adapter
-from executor_service.engine.registry import ExpertRegistry
+from executor_service.engine.metrics import Cache
+from executor_service.engine.registry import ExpertRegistry, Held
 from executor_service.engine.scheduler import Scheduler, Ticket
 from executor_service.engine.sequences import GenerateJob, ScoreJob
 from executor_service.engine.work import (
@@ -71,6 +72,8 @@ class Engine:
         self._scheduler = scheduler
         self._worker = worker
         self._experts_root = experts_root
+        self._metrics = tools.metrics
+        self._metrics.loaded(registry.current.names)
         # One thread: decoding is bounded in memory, and never beside itself.
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="screen-reader")
 
@@ -92,9 +95,11 @@ class Engine:
         job = FeaturesJob(self._tools, ask, self._context(ask.screen), self.facts.spec)
         async with self._admitted(job, timeout_s) as ticket:
             content = await self._apart(lambda: self._content(ask.screen.data))
-            held = self._contexts.find(content) if ask.screen.data else None
-            if held is not None:
-                job.hold(held)
+            if ask.screen.data:
+                held = self._contexts.find(content)
+                self._metrics.looked_up(Cache.SCREEN, hit=held is not None)
+                if held is not None:
+                    job.hold(held)
             await self._start(job, ticket)
             result = await job.outbox.get()
         return Extracted(
@@ -121,6 +126,7 @@ class Engine:
         with self._registry.hold(ask.choice, ask.expert_set) as held:
             job = GenerateJob(self._tools, ask, held, self._context(ask.screen))
             async with self._admitted(job, timeout_s) as ticket:
+                self._count(held)
                 await self._start(job, ticket)
                 event: TextDelta | Completed | None = None
                 while not isinstance(event, Completed):
@@ -136,6 +142,7 @@ class Engine:
         with self._registry.hold(ask.choice, ask.expert_set) as held:
             job = ScoreJob(self._tools, ask, held, self._context(ask.screen))
             async with self._admitted(job, timeout_s) as ticket:
+                self._count(held)
                 await self._start(job, ticket)
                 return await job.outbox.get()
 
@@ -146,7 +153,9 @@ class Engine:
             ServiceError: It is refused; nothing has changed.
         """
         check_name(name)
-        return await self._registry.load(name, resolve_adapter(self._experts_root, path))
+        state = await self._registry.load(name, resolve_adapter(self._experts_root, path))
+        self._metrics.loaded(self._registry.current.names)
+        return state
 
     async def unload_expert(self, name: str, expected_generation: int | None) -> ExpertState:
         """Remove an expert once no request holds it.
@@ -155,7 +164,9 @@ class Engine:
             ServiceError: It is refused; nothing has changed.
         """
         self._check_known(name)
-        return await self._registry.unload(name, expected_generation)
+        state = await self._registry.unload(name, expected_generation)
+        self._metrics.loaded(self._registry.current.names)
+        return state
 
     async def reload_expert(self, name: str, path: str, expected_generation: int) -> ExpertState:
         """Replace an expert; an empty path reads where it came from.
@@ -203,8 +214,19 @@ class Engine:
         if name not in self._registry.current.names:
             check_name(name)
 
+    def _count(self, held: Held) -> None:
+        self._metrics.routed(held.choice, held.experts.names, held.gates)
+
     def _context(self, screen: ScreenSource) -> Context | None:
-        return self._contexts.get(screen.context_id) if screen.context_id else None
+        if not screen.context_id:
+            return None
+        hit = False
+        try:
+            context = self._contexts.get(screen.context_id)
+            hit = True
+        finally:
+            self._metrics.looked_up(Cache.CONTEXT, hit=hit)
+        return context
 
     def _content(self, data: bytes) -> bytes:
         """What a screen is held under: all that decides what the tower makes of it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from executor_service.engine.detokenizer import TokenBytes
 from executor_service.engine.kept import Kept
+from executor_service.engine.metrics import Cache, EngineMetrics
 from executor_service.engine.registry import Held
 from executor_service.engine.stopwatch import Stopwatch
 from executor_service.engine.work import Applied, Instruction
@@ -46,6 +47,7 @@ class Tools:
         system_prompt: The server's own.
         max_prompt_tokens: Longest prompt, image tokens included.
         chunk_tokens: Prompt tokens that run at once, beside one step of all running answers.
+        metrics: What is counted while they run.
     """
 
     model: GatedModel
@@ -57,6 +59,7 @@ class Tools:
     system_prompt: str
     max_prompt_tokens: int
     chunk_tokens: int
+    metrics: EngineMetrics
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,10 @@ class ConversationInput:
 
     def look(self) -> VisionOutput:
         """The vision output under this request's gates; on the worker thread."""
-        if self._screen.context is not None and self.vision_reused:
-            return self._screen.context.vision
+        if self._screen.context is not None:
+            self._tools.metrics.looked_up(Cache.VISION, hit=self.vision_reused)
+            if self.vision_reused:
+                return self._screen.context.vision
         routing = self._held.routing if self._held.changes_vision else None
         [vision] = self._tools.model.encode_vision([self._screen.read()], routing)
         return vision

@@ -72,6 +72,7 @@ class RequestJob(abc.ABC, Generic[Event]):
         """Count the wait until now; only the first call does."""
         if self._queue_ms is None:
             self._queue_ms = self._watch.total_ms() - self._watch.spent_ms("read")
+            self._tools.metrics.queued(self._queue_ms)
 
     def _vision_ms(self) -> float:
         return self._watch.spent_ms("read") + self._watch.spent_ms("vision")

@@ -14,6 +14,7 @@ import torch
 from executor_service.engine.detokenizer import Detokenizer
 from executor_service.engine.inputs import Context, ConversationInput, Tools
 from executor_service.engine.jobs import RequestJob
+from executor_service.engine.metrics import Cache
 from executor_service.engine.registry import Held
 from executor_service.engine.sampler import Choice, Sampler, choose
 from executor_service.engine.scheduler import Lane, Progress
@@ -101,7 +102,10 @@ class SequenceJob(RequestJob[Event]):
 
     def _restore_prefix(self) -> None:
         """Begin behind the system turn if another prompt had the same under the same gates."""
-        prefix = self._tools.prefixes.get(self._input.prefix_key) if not self._length else None
+        if self._length or not self._input.prompt.system_tokens:
+            return
+        prefix = self._tools.prefixes.get(self._input.prefix_key)
+        self._tools.metrics.looked_up(Cache.PREFIX, hit=prefix is not None)
         if prefix is not None:
             self._tools.slots.restore(self._place, prefix)
             self._length = self._cached = prefix.length
@@ -177,6 +181,7 @@ class GenerateJob(SequenceJob["TextDelta | Completed"]):
         self._count = 0
         self._offset = 0  # How far M-RoPE's positions are from the count of tokens.
         self._first_token_ms = 0.0
+        self._last_token_ms = 0.0
 
     def prepare(self) -> None:
         """Read the screen, build the prompt."""
@@ -202,7 +207,6 @@ class GenerateJob(SequenceJob["TextDelta | Completed"]):
         self._offset = int(self._row.positions[1:].max()) + 1 - self._length
         self._row = None  # Its tensors are not needed any more.
         [outcome] = _take([self], choose([self._sampler], self._tools.model.logits(hidden[-1:])))
-        self._first_token_ms = self._watch.total_ms()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -213,6 +217,7 @@ class GenerateJob(SequenceJob["TextDelta | Completed"]):
 
     def _take(self, choice: Choice) -> Progress:
         """Hand out what a token makes certain."""
+        self._note_time()
         self._token = choice.token_id
         self._count += 1
         if choice.token_id == self._tools.prompts.end_of_turn:
@@ -225,6 +230,15 @@ class GenerateJob(SequenceJob["TextDelta | Completed"]):
         if self._count == self._max_new_tokens:
             return self._complete(FinishReason.LENGTH)
         return Progress.STEPS
+
+    def _note_time(self) -> None:
+        now_ms = self._watch.total_ms()
+        if self._count:
+            self._tools.metrics.next_token(now_ms - self._last_token_ms)
+        else:
+            self._first_token_ms = now_ms
+            self._tools.metrics.first_token(now_ms)
+        self._last_token_ms = now_ms
 
     def _complete(self, reason: FinishReason) -> Progress:
         if reason is not FinishReason.STOP_STRING:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from executor_service.core import ExpertIdentity
@@ -23,6 +24,7 @@ from executor_service.engine.detokenizer import TokenBytes
 from executor_service.engine.engine import Engine
 from executor_service.engine.inputs import Tools
 from executor_service.engine.kept import Kept
+from executor_service.engine.metrics import EngineMetrics
 from executor_service.engine.registry import ExpertRegistry
 from executor_service.engine.scheduler import Scheduler
 from executor_service.engine.work import Facts, Limits
@@ -256,6 +258,7 @@ class Bench:
     contexts: ContextCache
     slots: FakeSlots
     shelf: Shelf
+    counted: CollectorRegistry
 
 
 @pytest.fixture
@@ -269,7 +272,7 @@ async def bench(model, registry, tokenizer, shelf, tmp_path):
     limits = Limits(200, 32, 1000, 1000, 1000, 60, 4, 2, 220, 64)
     spec = SimpleNamespace(digest="spec", text_dim=TEXT_DIM, vision_dim=VISION_DIM)
     contexts = ContextCache(max_bytes=1000, ttl_s=60)
-    reader, slots = FakeReader(), FakeSlots()
+    reader, slots, counted = FakeReader(), FakeSlots(), CollectorRegistry()
     tools = Tools(
         model=model,
         slots=slots,
@@ -280,6 +283,9 @@ async def bench(model, registry, tokenizer, shelf, tmp_path):
         system_prompt="server's",
         max_prompt_tokens=200,
         chunk_tokens=64,
+        metrics=EngineMetrics(
+            counted, running=lambda: scheduler.running, waiting=lambda: scheduler.waiting
+        ),
     )
     engine = Engine(
         facts=Facts("base", spec, "cpu", "float32", {}, limits),
@@ -290,5 +296,5 @@ async def bench(model, registry, tokenizer, shelf, tmp_path):
         worker=worker,
         experts_root=tmp_path,
     )
-    yield Bench(engine, model, reader, registry, scheduler, worker, contexts, slots, shelf)
+    yield Bench(engine, model, reader, registry, scheduler, worker, contexts, slots, shelf, counted)
     await engine.close()
