@@ -161,6 +161,23 @@ def train_stage1(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = _train(table, splits, config, progress)
+    return judged(head, table, splits, config)
+
+
+def judged(
+    head: RouterHead,
+    table: FeatureTable,
+    splits: Mapping[str, torch.Tensor],
+    config: Stage1Config,
+) -> Stage1Result:
+    """A head, however it was trained, calibrated and measured on the splits of a cache.
+
+    Args:
+        head: In the order of the cache's experts.
+        table: The features.
+        splits: Row indices of each split.
+        config: Of the splits.
+    """
     logits = {name: head_logits(head, table, rows) for name, rows in splits.items()}
     held_out, labels = logits["held_out"], table.label[splits["held_out"]]
     temperature = fit_temperature(held_out, labels)
