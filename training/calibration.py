@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -36,7 +37,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
         log_probabilities = torch.log_softmax(exact / math.exp(log_temperature), dim=1)
         return float(-(targets * log_probabilities).sum(dim=1).mean())
 
-    return math.exp(_golden_section(loss, math.log(_LOWEST), math.log(_HIGHEST)))
+    return math.exp(golden_section(loss, math.log(_LOWEST), math.log(_HIGHEST)))
 
 
 def log_loss(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> float:
@@ -44,29 +45,55 @@ def log_loss(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> 
     return float(torch.nn.functional.cross_entropy(logits.double() / temperature, labels))
 
 
-def expected_calibration_error(
+@dataclass(frozen=True)
+class Bin:
+    """Cases of like confidence.
+
+    Attributes:
+        cases: At least one.
+        confidence: Their mean.
+        accuracy: Share of them that are right.
+    """
+
+    cases: int
+    confidence: float
+    accuracy: float
+
+
+def reliability_bins(
     logits: torch.Tensor, labels: torch.Tensor, temperature: float, bins: int = 15
-) -> float:
-    """Mean gap between confidence and accuracy over equally wide bins, weighted by their cases.
+) -> tuple[Bin, ...]:
+    """Accuracy against confidence, over equally wide bins of confidence that are not empty.
 
     Args:
         logits: [n, K].
         labels: [n].
         temperature: Softmax temperature.
         bins: Number of bins over [0, 1].
-
-    Returns:
-        In [0, 1].
     """
     confidence, predicted = torch.softmax(logits.double() / temperature, dim=1).max(dim=1)
     correct = (predicted == labels).double()
     bin_of = (confidence * bins).long().clamp(max=bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, confidence - correct)
-    return float(gaps.abs().sum() / len(labels))
+    return tuple(
+        Bin(int(own.sum()), float(confidence[own].mean()), float(correct[own].mean()))
+        for own in (bin_of == number for number in range(bins))
+        if own.any()
+    )
 
 
-def _golden_section(loss: Callable[[float], float], low: float, high: float) -> float:
-    """The minimum of a function with one valley, to 1e-6."""
+def expected_calibration_error(
+    logits: torch.Tensor, labels: torch.Tensor, temperature: float, bins: int = 15
+) -> float:
+    """Mean gap between confidence and accuracy over the bins, weighted by their cases; in [0, 1].
+
+    Arguments as for `reliability_bins`.
+    """
+    found = reliability_bins(logits, labels, temperature, bins)
+    return sum(each.cases * abs(each.confidence - each.accuracy) for each in found) / len(labels)
+
+
+def golden_section(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one valley is least, to 1e-6."""
     inner_low, inner_high = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     loss_low, loss_high = loss(inner_low), loss(inner_high)
     while high - low > 1e-6:

@@ -112,6 +112,7 @@ def to_onnx(judge: Judge) -> bytes:
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model_proto
+    _name_as_torch_does(model.graph)
     # The exporter notes stack traces, and with them the paths of this machine.
     del model.metadata_props[:]
     graph = model.graph
@@ -121,6 +122,14 @@ def to_onnx(judge: Judge) -> bytes:
         del part.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _name_as_torch_does(graph: onnx.GraphProto) -> None:
+    """Call the head's weights as `RouterHead` does, so that they can be read back into one."""
+    for tensor in graph.initializer:
+        tensor.name = tensor.name.removeprefix("head.")
+    for node in graph.node:
+        node.input[:] = [name.removeprefix("head.") for name in node.input]
 
 
 def _check_same(judge: Judge, model: bytes) -> None:

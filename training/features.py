@@ -7,6 +7,10 @@ Knows records, the executor's contract and the cache's files; knows no head. A c
     label [n] int64 (index into the cache's experts),
     image [n] int64 (first eight bytes of the file's sha256: what splits must not cut),
     source [n] int64 (index into the cache's sources)
+    hinted [n] int64 (index of the expert that an agent named, -1 where none did)
+    confidence [n] float32 (the agent's own, NaN where it gave none)
+
+An agent's hint is what `agents.read_hint` finds in a record's metadata.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
+from training.agents import read_hint
 from training.data.records import Record, read_records
 
 INDEX_FILE = "features.json"
@@ -71,6 +77,8 @@ class FeatureTable:
     label: torch.Tensor
     image: torch.Tensor
     source: torch.Tensor
+    hinted: torch.Tensor
+    confidence: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.label)
@@ -97,7 +105,8 @@ def cache_features(
         The index, as written.
 
     Raises:
-        ValueError: A record has no adapter, or one that is not loaded; or there is no record.
+        ValueError: A record has no adapter, or one that is not loaded, or an agent's hint that
+            cannot be read; or there is no record.
         RuntimeError: The executor changed while features were being extracted.
         MoloraError: A call failed.
     """
@@ -150,8 +159,8 @@ def load_features(directory: Path) -> FeatureTable:
                 raise ValueError(f"{directory / name} changed since it was written; extract again")
     except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{directory} holds no whole feature cache; extract again") from error
-    shards = [load_file(directory / name) for name in index.shards]
-    columns = ("text", "vision", "label", "image", "source")
+    shards = [_with_hints(load_file(directory / name)) for name in index.shards]
+    columns = [field.name for field in dataclasses.fields(_Row)]
     return FeatureTable(
         index, *(torch.cat([shard[column] for shard in shards]) for column in columns)
     )
@@ -164,6 +173,8 @@ class _Row:
     label: int
     image: int
     source: int
+    hinted: int
+    confidence: float
 
 
 def _extract(
@@ -183,13 +194,26 @@ def _extract(
         features = client.features(record.prompt, screen)
         screen = features.context
         _check_unchanged(features, index)
+        hinted, confidence = read_hint(record.metadata, index.names)
         yield _Row(
             text=features.text,
             vision=features.vision,
             label=index.names.index(str(record.adapter)),
             image=image,
             source=index.sources.index(_source(record, records_path)),
+            hinted=hinted,
+            confidence=confidence,
         )
+
+
+def _with_hints(shard: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A shard from before agents were asked has no hints."""
+    rows = len(shard["label"])
+    return {
+        "hinted": torch.full((rows,), -1),
+        "confidence": torch.full((rows,), math.nan),
+        **shard,
+    }
 
 
 def _check_unchanged(features: Features, index: FeatureIndex) -> None:
@@ -211,7 +235,7 @@ def _in_shards(rows: Iterable[_Row]) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _shard(rows: Sequence[_Row]) -> dict[str, torch.Tensor]:
-    kinds = {"text": torch.float32, "vision": torch.float32}
+    kinds = dict.fromkeys(("text", "vision", "confidence"), torch.float32)
     return {
         field.name: torch.tensor(
             [getattr(row, field.name) for row in rows], dtype=kinds.get(field.name, torch.int64)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +70,27 @@ async def test_every_record_is_extracted_and_every_screen_is_sent_once(tmp_path:
     assert table.image.tolist()[0::2] == table.image.tolist()[1::2]
     sent = [request.screen.WhichOneof("source") for request in stub.seen]
     assert sent == ["data", "context_id"] * 4
+
+
+async def test_an_agents_hints_are_kept(tmp_path: Path) -> None:
+    records = write_records(tmp_path, ["calendar", "chart"])
+    hints = [{"expert": "chart", "confidence": 0.75}, {"expert": "calendar"}, None, None]
+    write_hints(records, hints)
+    async with serving(StubExecutor()) as address:
+        await cache(records, address, tmp_path / "features")
+    table = load_features(tmp_path / "features")
+    # The records of an image are neighbours in the cache.
+    assert table.hinted.tolist() == [1, -1, 0, -1]
+    assert table.confidence.tolist() == pytest.approx(
+        [0.75, math.nan, math.nan, math.nan], nan_ok=True
+    )
+
+
+def write_hints(records: Path, hints: list[Any]) -> None:
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    for row, hint in zip(rows, hints, strict=True):
+        row["metadata"]["agent_hint"] = hint
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 async def test_an_expert_that_is_not_loaded(tmp_path: Path) -> None:

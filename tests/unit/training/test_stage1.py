@@ -230,6 +230,8 @@ class TestExport:
         assert sorted(path.name for path in bundle.iterdir()) == ["router.json", "router.onnx"]
         model = onnx.load(bundle / "router.onnx", load_external_data=False)
         assert [entry.version for entry in model.opset_import if not entry.domain] == [20]
+        names = {tensor.name for tensor in model.graph.initializer}
+        assert names >= set(RouterHead(24, 16, 4, 32, 0.0).state_dict())
         for path in bundle.iterdir():
             content = path.read_bytes()
             for trace in (b"site-packages", b".py", str(Path.home()).encode(), b"stack_trace"):
