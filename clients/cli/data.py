@@ -1,4 +1,4 @@
-"""`molora data synthesize|label|stats`. Knows how to call the data room and print its counts."""
+"""`molora data synthesize|import|label|stats`. Knows the calls and prints their counts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ app = typer.Typer(help="Screens and records.", no_args_is_help=True)
 @app.command("synthesize")
 def synthesize(
     out: Annotated[Path, typer.Argument(help="New or empty folder.")],
-    images_per_kind: Annotated[
-        int, typer.Option(min=1, help="Calendars, and as many claim windows.")
-    ] = 100,
+    images_per_kind: Annotated[int, typer.Option(min=1, help="Screens of each expert.")] = 100,
     tasks_per_image: Annotated[int, typer.Option(min=1, help="Records an image, at most.")] = 8,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    experts: Annotated[
+        str, typer.Option(help="Whose screens, comma-separated; `all` for all seven.")
+    ] = "calendar,claim-window",
+    other_sizes: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of the screens shown at others' sizes.")
+    ] = 0.0,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Held-back themes and sizes, to test with.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Draw screens and write them as a data set, split by image."""
-    from training.data.synthesize import synthesize
+    from training.data.synthesize import EXPERTS, synthesize
 
     with refused_input(), output.progress("drawing") as advance:
         made = synthesize(
@@ -33,6 +40,9 @@ def synthesize(
             images_per_kind=images_per_kind,
             tasks_per_image=tasks_per_image,
             seed=seed,
+            experts=EXPERTS if experts == "all" else experts.split(","),
+            other_sizes=other_sizes,
+            unseen=unseen,
             progress=advance,
         )
     if as_json:
@@ -40,6 +50,53 @@ def synthesize(
         return
     rows = [[name, s.images, s.records, str(s.path)] for name, s in made.splits.items()]
     output.table(None, ("split", "images", "records", "file"), rows)
+
+
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[Path], typer.Argument(help="*.jsonl, test.json, or folders that hold them.")
+    ],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    rules: Annotated[Path | None, typer.Option(help="YAML file of further label rules.")] = None,
+    by_source: Annotated[
+        bool, typer.Option("--by-source", help="Keep each file's images in one split.")
+    ] = False,
+    drop_tested: Annotated[
+        bool, typer.Option("--drop-tested", help="Leave out records on images of test files.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make one labelled data set, split by image, of foreign records; count what is left out."""
+    from training.data.importer import import_data
+    from training.data.labels import read_rules
+
+    with refused_input(), output.progress("reading") as advance:
+        imported = import_data(
+            sources,
+            out,
+            rules=read_rules(rules) if rules else (),
+            by_source=by_source,
+            drop_tested=drop_tested,
+            seed=seed,
+            progress=advance,
+        )
+    if as_json:
+        output.print_json(connection.plain(imported))
+        return
+    splits = [
+        [split, label, records, imported.images[split]]
+        for split, adapters in imported.adapters.items()
+        for label, records in sorted(adapters.items())
+    ]
+    output.table(None, ("split", "adapter", "records", "images of the split"), splits)
+    for source in imported.sources:
+        forms = ", ".join(f"{count} {form}" for form, count in sorted(source.forms.items()))
+        output.console.print(f"{source.path}: {forms or 'nothing'}", markup=False)
+        for reason, skipped in source.skipped.items():
+            shown = _lines(tuple(skipped.rows), skipped.count)
+            output.console.print(f"  left out {shown}: {reason}", markup=False)
 
 
 @app.command("label")
@@ -94,13 +151,23 @@ def stats(
             f"repeated ids {file.duplicate_ids}  "
             f"most records on one image {file.most_records_per_image}"
         )
+        output.console.print(
+            f"adapters given away by the prompt alone {_share(file.told_by_prompt)}  "
+            f"by the image's size alone {_share(file.told_by_size)}"
+        )
     output.console.print(f"images shared by two files: {found.shared_images}")
 
 
 _STATS = ("of", "value", "count")
 
 
-def _lines(numbers: tuple[int, ...]) -> str:
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _lines(numbers: tuple[int, ...], count: int | None = None) -> str:
+    """The first ten of `count` row numbers, of which `numbers` may be the first ones only."""
+    count = len(numbers) if count is None else count
     shown = ", ".join(map(str, numbers[:10]))
-    more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
-    return f"{len(numbers)} records: lines {shown}{more}"
+    more = f" and {count - 10} more" if count > 10 else ""
+    return f"{count} records: lines {shown}{more}"

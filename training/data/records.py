@@ -174,6 +174,15 @@ def read_records(path: Path) -> RecordFile:
     return collect(iter_rows(path), record_from_json)
 
 
+def iter_records(path: Path) -> Iterator[Record | Refusal]:
+    """Reads a JSONL file one row at a time; holds one row in memory.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    return (found for _, found in read_each(iter_rows(path), record_from_json))
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes objects as JSONL; the file appears when it is whole.
 
@@ -229,14 +238,29 @@ def collect(rows: Iterable[tuple[int, object]], read: Callable[[object], Record]
     """
     records: list[Record] = []
     refused: list[Refusal] = []
+    for _, found in read_each(rows, read):
+        if isinstance(found, Refusal):
+            refused.append(found)
+        else:
+            records.append(found)
+    return RecordFile(tuple(records), tuple(refused))
+
+
+def read_each(
+    rows: Iterable[tuple[int, object]], read: Callable[[object], Record]
+) -> Iterator[tuple[int, Record | Refusal]]:
+    """Reads numbered rows one at a time, see `collect`.
+
+    Yields:
+        The row's number and its record, or why it was refused.
+    """
     for number, row in rows:
         try:
             if isinstance(row, ValueError):
                 raise row
-            records.append(read(row))
+            yield number, read(row)
         except ValueError as error:
-            refused.append(Refusal(number, str(error)))
-    return RecordFile(tuple(records), tuple(refused))
+            yield number, Refusal(number, str(error))
 
 
 def _turn_from_json(turn: object) -> Turn:

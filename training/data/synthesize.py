@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from training.data.records import Record, new_record, write_records
+from training.data.split import SHARES, check_shares, split_names
 from training.screens.account_screen import draw_account_screen
 from training.screens.appointment import draw_appointment
 from training.screens.calendar import draw_calendar
@@ -31,10 +32,6 @@ from training.screens.tasks import (
     tasks_for,
 )
 from training.screens.theme import UNSEEN_THEMES, Theme
-
-TRAIN, VALID, HELD_OUT = "train", "valid", "held_out"
-SHARES: Mapping[str, float] = MappingProxyType({TRAIN: 0.8, VALID: 0.1, HELD_OUT: 0.1})
-"""What part of each kind's images goes to which split."""
 
 
 class _Draw(Protocol):
@@ -131,7 +128,7 @@ def synthesize(
     _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
     looks = _Looks(UNSEEN_THEMES, UNSEEN_SIZES, 1.0) if unseen else _Looks((), SIZES, other_sizes)
     (out / "images").mkdir(parents=True, exist_ok=True)
-    names = _split_names(images_per_kind, shares)
+    names = split_names(images_per_kind, shares)
     records: dict[str, list[Record]] = {name: [] for name in shares}
     done = 0
     for expert in experts:
@@ -162,20 +159,11 @@ def _check(
         raise ValueError(f"tasks_per_image is {tasks_per_image}: give 1 or more")
     if not 0 <= other_sizes <= 1:
         raise ValueError(f"other_sizes is {other_sizes}: give a share between 0 and 1")
-    if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-9:
-        raise ValueError("the shares must be positive and add up to 1")
+    check_shares(shares)
     if images_per_kind < len(shares):
         raise ValueError(
             f"images_per_kind is {images_per_kind}: give {len(shares)} or more, one for each split"
         )
-
-
-def _split_names(count: int, shares: Mapping[str, float]) -> list[str]:
-    """The split of each image by number; every split gets at least one."""
-    counts = {name: max(1, round(count * share)) for name, share in shares.items()}
-    largest = max(counts, key=lambda name: counts[name])
-    counts[largest] += count - sum(counts.values())
-    return [name for name, images in counts.items() for _ in range(images)]
 
 
 @dataclass(frozen=True)

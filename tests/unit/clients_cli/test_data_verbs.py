@@ -40,6 +40,41 @@ def test_draw_label_and_count(molora, tmp_path):
     assert "images shared by two files: 0" in done.stdout
 
 
+def test_chosen_experts_are_drawn_in_other_sizes(molora, tmp_path):
+    done = molora(
+        *("data", "synthesize", tmp_path / "set", "--images-per-kind", 3, "--tasks-per-image", 2),
+        *("--experts", "login-window,chart-screen", "--other-sizes", 1),
+    )
+    assert done.exit_code == 0, done.output
+    done = molora("data", "stats", tmp_path / "set" / "train.jsonl", "--json")
+    (counts,) = json.loads(done.stdout)["files"]
+    assert set(counts["adapters"]) == {"login-window", "chart-screen"}
+    assert counts["told_by_size"] <= 1
+    done = molora("data", "stats", tmp_path / "set" / "train.jsonl")
+    assert "adapters given away by the prompt alone" in done.stdout
+    done = molora("data", "synthesize", tmp_path / "x", "--experts", "calender")
+    assert done.exit_code == 2
+    assert "experts is calender: give different ones of calendar, claim-window" in done.stderr
+
+
+def test_import_splits_and_counts_what_it_leaves_out(molora, tmp_path):
+    source, out = tmp_path / "set", tmp_path / "out"
+    molora("data", "synthesize", source, "--images-per-kind", 3, "--tasks-per-image", 2)
+    with (source / "train.jsonl").open("a") as lines:
+        lines.write("{\n" * 12)
+    done = molora("data", "import", source, "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert made["images"] == {"train": 2, "valid": 2, "held_out": 2}
+    assert sum(made["records"].values()) == 12
+    done = molora("data", "import", source, "--out", tmp_path / "again")
+    assert "left out 12 records: lines 5, 6, 7, 8, 9, 10, 11, 12, 13, 14 and 2 more" in done.stdout
+    assert "the line is not JSON" in done.stdout
+    done = molora("data", "import", source, "--out", out)
+    assert done.exit_code == 2
+    assert "choose a new one" in done.stderr
+
+
 def test_bad_input_is_2_with_one_line(molora, tmp_path):
     done = molora("data", "stats", tmp_path / "none.jsonl")
     assert done.exit_code == 2

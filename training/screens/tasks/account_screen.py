@@ -37,8 +37,10 @@ def account_tasks(screen: AccountScreen, _: random.Random) -> list[list[Task]]:
     people = [
         ask.point("select-member", f"{verb} {' '.join(person)}", box, action, local=True)
         for person, box in screen.members.items()
-        for verb, action in (("Select", "left_click"), ("Open", "double_click"))
-    ]
+        for verb, action in (
+            ("Select", "left_click"), ("Open", "double_click"), ("Hover over", "mouse_move"),
+        )
+    ]  # fmt: skip
     buttons = [
         ask.point("click-account-button", f"Click the {name} button", box, local=True, button=name)
         for name, box in screen.buttons.items()

@@ -1,0 +1,286 @@
+"""The user's datasets as they are: every form and quirk, what is refused, and no leak."""
+
+import json
+import tracemalloc
+
+import pytest
+from PIL import Image
+
+from training.data.calls import ToolCall, format_calls
+from training.data.importer import import_data, source_of
+from training.data.labels import read_rules
+from training.data.records import read_records
+from training.data.split import LeakError
+from training.data.stats import collect_stats
+
+CLICK = ToolCall.computer_use("left_click", coordinate=[498, 385])
+HALVES = {"train": 0.5, "held_out": 0.5}
+
+
+def paint(path, colour, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10), (colour % 256, colour // 256, 7)).save(path, **how)
+
+
+def row(number, image, *, form="new", task_type="click_calendar_day", **parts):
+    turns = [
+        {"from": "human", "value": "<image>\nClick December 3 in the calendar"},
+        {"from": "gpt", "value": ("\n" if form == "old" else "") + format_calls([CLICK])},
+    ]
+    if form == "old":
+        turns.insert(0, {"from": "system", "value": "You click."})
+    return {
+        "id": f"r{number}",
+        "image": image,
+        "conversations": turns,
+        "metadata": {"task_type": task_type, "real_coords": [1, 2], "tolerance": 12, "odd": "x"},
+        **parts,
+    }
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def case(number, image, **parts):
+    return {
+        "test_id": number,
+        "screenshot": image,
+        "prompt": "Wait",
+        "expected_action": {"action": "wait", "duration": 3.0},
+        "tolerance": 10,
+        "metadata": {"real_coords": None, "task_type": "click_top_buttons"},
+        **parts,
+    }
+
+
+@pytest.fixture
+def calendar(tmp_path):
+    """A folder as the user has it: two files, six images, several records an image, a test."""
+    folder = tmp_path / "calendar_v2"
+    images = [f"images/screen_{number}.png" for number in range(6)]
+    for number, image in enumerate(images):
+        paint(folder / image, number)
+    rows = [row(n, images[n % 6], form="old" if n % 2 else "new", extra=n) for n in range(18)]
+    write(folder / "train.jsonl", rows[:10])
+    write(folder / "more.jsonl", rows[10:])
+    paint(folder / "images" / "screen_90.png", 90)
+    (folder / "test").mkdir()
+    (folder / "test" / "test.json").write_text(json.dumps([case(1, "images/screen_90.png")]))
+    return folder
+
+
+def rows_of(out, name):
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_of_both_forms_and_tests_becomes_one_set(calendar, tmp_path):
+    out = tmp_path / "out"
+    seen = []
+    made = import_data([calendar], out, shares=HALVES, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert made.records == {"train": 9, "held_out": 9, "test": 1}
+    assert made.images == {"train": 3, "held_out": 3, "test": 1}
+    assert made.adapters["test"] == {"calendar": 1}
+    assert [dict(source.forms) for source in made.sources] == [
+        {"old": 4, "new": 4}, {"new": 5, "old": 5}, {"test": 1},
+    ]  # fmt: skip
+    assert not any(source.skipped for source in made.sources)
+    for name in made.records:
+        found = read_records(out / f"{name}.jsonl")
+        assert found.refused == ()
+        for record in found.records:
+            assert (out / record.image).is_file()
+            assert source_of(record).startswith("calendar_v2-")
+    (waiting,) = read_records(out / "test.jsonl").records
+    assert waiting.calls == (ToolCall.computer_use("wait", time=3.0),)
+    assert waiting.tolerance == (10, 10)
+
+
+def test_rows_keep_everything_but_their_images_place(calendar, tmp_path):
+    out = tmp_path / "out"
+    import_data([calendar / "train.jsonl"], out, shares=HALVES)
+    written = {r["id"]: r for name in HALVES for r in rows_of(out, name)}
+    for line in (calendar / "train.jsonl").read_text().splitlines():
+        before = json.loads(line)
+        after = written[before["id"]]
+        assert after.pop("adapter") == "calendar"
+        assert after.pop("image") == before.pop("image").replace("images/", "images/train/")
+        assert after == before
+
+
+def test_what_is_refused_is_counted_with_its_reason(calendar, tmp_path):
+    good = [row(n, f"images/screen_{n}.png") for n in range(2)]
+    (calendar / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    whole = (calendar / "images" / "screen_0.png").read_bytes()
+    (calendar / "images" / "short.png").write_bytes(whole[: len(whole) // 2])
+    bad = [
+        "{",
+        "[]",
+        row(3, "images/gone.png"),
+        row(4, "images/broken.png"),
+        row(5, "images/short.png"),
+        row(6, "images/screen_0.png", task_type="scroll-grid"),
+        row(7, "images/screen_0.png", conversations=[]),
+        row(8, "../images/screen_0.png"),
+    ]
+    foreign = row(9, "images/other.png", task_type="odd")
+    paint(calendar / "images" / "other.png", 500)
+    source = write(calendar / "mixed.jsonl", [*good, *bad, "", foreign])
+    made = import_data([source], tmp_path / "out", shares=HALVES)
+    assert sum(made.records.values()) == 2
+    rows = {reason: (s.count, s.rows) for reason, s in made.sources[0].skipped.items()}
+    told = {reason.split(":")[0]: rows for reason, rows in rows.items()}
+    assert told == {
+        "the line is not JSON": (1, [3]),
+        "a row must be a JSON object": (1, [4]),
+        "the image is missing": (1, [5]),
+        "the image cannot be read": (2, [6, 7]),
+        "label rules contradict each other": (1, [8]),
+        "`conversations` must be [system,] human, gpt": (1, [9]),
+        "`image` must be one relative path without `..`": (1, [10]),
+        "no label rule matches": (1, [12]),
+    }
+    assert "December" not in str(rows)
+
+
+def test_only_the_first_rows_of_a_reason_are_named(calendar, tmp_path):
+    source = write(calendar / "m.jsonl", [row(0, "images/screen_0.png"), *["{"] * 30])
+    made = import_data([source], tmp_path / "out", shares={"all": 1.0})
+    (skipped,) = made.sources[0].skipped.values()
+    assert (skipped.count, skipped.rows) == (30, list(range(2, 12)))
+
+
+def test_refused_cases_keep_their_numbers(calendar, tmp_path):
+    cases = [
+        3,
+        case(2, "images/screen_0.png"),
+        case(3, "images/gone.png"),
+        {},
+        case(5, "images/screen_1.png"),
+    ]
+    path = calendar / "test" / "test.json"
+    path.write_text(json.dumps(cases))
+    made = import_data([path], tmp_path / "out")
+    assert made.records == {"test": 2}
+    assert {number for s in made.sources[0].skipped.values() for number in s.rows} == {1, 3, 4}
+
+
+def test_one_picture_under_two_names_is_one_image(tmp_path):
+    folder = tmp_path / "twice"
+    for number in range(4):
+        paint(folder / f"images/screen_{number}.png", number)
+        paint(folder / f"images/screen_{number}_copy.png", number, compress_level=0)
+        image = Image.open(folder / f"images/screen_{number}.png").convert("RGBA")
+        image.save(folder / f"images/screen_{number}_alpha.png")
+    names = [f"images/screen_{n}{kind}.png" for kind in ("", "_copy", "_alpha") for n in range(4)]
+    source = write(folder / "a.jsonl", [row(n, name) for n, name in enumerate(names)])
+    out = tmp_path / "out"
+    made = import_data([source], out, shares=HALVES)
+    assert made.images == {"train": 2, "held_out": 2}
+    assert made.records == {"train": 6, "held_out": 6}
+    assert len(list(out.rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("name", ["screen_3.png", "screen_90.png"])
+def test_a_test_image_among_the_records_is_an_error_under_any_name(calendar, tmp_path, name):
+    """`screen_90` looks like the tests' own, but has the pixels of `screen_3`."""
+    if name == "screen_90.png":
+        paint(calendar / "images" / name, 3, compress_level=1)
+    (calendar / "test" / "test.json").write_text(json.dumps([case(1, f"images/{name}")]))
+    with pytest.raises(LeakError, match="1 images of test files are in record files too"):
+        import_data([calendar], tmp_path / "out", shares=HALVES)
+    assert not (tmp_path / "out").exists()
+    made = import_data([calendar], tmp_path / "out", shares=HALVES, drop_tested=True)
+    skipped = [s.skipped.get("its image is in a test file") for s in made.sources]
+    assert sum(s.count for s in skipped if s) == 3
+    assert sum(made.records.values()) == 15 + 1
+    files = [tmp_path / "out" / f"{split}.jsonl" for split in made.records]
+    assert collect_stats(files).shared_images == 0
+
+
+def test_a_split_by_source_keeps_sources_whole(tmp_path):
+    files = []
+    for source in range(4):
+        folder = tmp_path / f"s{source}"
+        for number in range(3):
+            paint(folder / f"images/screen_{number}.png", 10 * source + number)
+        rows = [row(n, f"images/screen_{n}.png") for n in range(3)]
+        files.append(write(folder / f"part{source}.jsonl", rows))
+    out = tmp_path / "out"
+    made = import_data(files, out, shares=HALVES, by_source=True)
+    assert made.images == {"train": 6, "held_out": 6}
+    sources = [{source_of(r) for r in read_records(out / f"{s}.jsonl").records} for s in HALVES]
+    assert not sources[0] & sources[1]
+    assert sorted(sources[0] | sources[1]) == ["part0", "part1", "part2", "part3"]
+
+
+def test_further_rules_label_what_the_built_in_ones_do_not(calendar, tmp_path):
+    for number in range(2):
+        paint(calendar / f"images/login_{number}.png", 700 + number)
+    rows = [row(n, f"images/login_{n}.png", task_type="select-user") for n in range(2)]
+    source = write(calendar / "login.jsonl", rows)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules: [{label: login-window, task_type: select-user}]")
+    made = import_data([source], tmp_path / "out", rules=read_rules(rules), shares=HALVES)
+    assert made.adapters == {"train": {"login-window": 1}, "held_out": {"login-window": 1}}
+
+
+def test_a_split_depends_on_pixels_and_seed_only(calendar, tmp_path):
+    def images(out, **how):
+        import_data([calendar / "train.jsonl"], tmp_path / out, shares=HALVES, **how)
+        return {r["id"] for r in rows_of(tmp_path / out, "train")}
+
+    first = images("a", seed=1)
+    lines = (calendar / "train.jsonl").read_text().splitlines()
+    (calendar / "train.jsonl").write_text("\n".join(reversed(lines)))
+    assert images("b", seed=1) == first
+    assert any(images(f"c{seed}", seed=seed) != first for seed in range(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda root: [root / "none.jsonl"], "is no file"),
+        (lambda root: [root / "empty"], "holds neither"),
+        (lambda root: [root / "notes.txt"], "is neither a folder"),
+        (lambda root: [root / "a.jsonl", root / "." / "a.jsonl"], "named twice"),
+        (lambda root: [root / "a.jsonl"], r"none of 2 rows can be imported, 2 of them because the"),
+        (lambda root: [root / "one.jsonl"], "calendar has 1 images for 3 splits"),
+    ],
+)
+def test_nothing_is_written_when_nothing_can_be(tmp_path, prepare, reason):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "a.jsonl", [row(1, "images/gone.png"), row(2, "images/gone.png")])
+    write(tmp_path / "one.jsonl", [row(1, "images/screen_1.png")])
+    paint(tmp_path / "images/screen_1.png", 1)
+    with pytest.raises(ValueError, match=reason):
+        import_data(prepare(tmp_path), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_occupied_folder_and_a_share_called_test_are_refused(calendar, tmp_path):
+    with pytest.raises(ValueError, match="choose a new one"):
+        import_data([calendar], calendar)
+    with pytest.raises(ValueError, match="split of the test files"):
+        import_data([calendar], tmp_path / "out", shares={"test": 1.0})
+
+
+def test_rows_are_streamed(tmp_path):
+    folder = tmp_path / "many"
+    for number in range(4):
+        paint(folder / f"images/screen_{number}.png", number)
+    source = folder / "a.jsonl"
+    with source.open("w") as lines:
+        for number in range(800):
+            long = row(number, f"images/screen_{number % 4}.png", notes="x" * 5000)
+            lines.write(json.dumps(long) + "\n")
+    tracemalloc.start()
+    made = import_data([source], tmp_path / "out", shares=HALVES)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(made.records.values()) == 800
+    assert source.stat().st_size > 4_000_000
+    assert used < 1_000_000

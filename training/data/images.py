@@ -1,0 +1,72 @@
+"""Screens of records on disk: found, opened one at a time, and known by content.
+
+Knows files and pixels; knows no record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG")
+_MOST_PIXELS = 64_000_000  # a screen of 8K has 33 million
+
+
+def find_image(image: str, folders: Iterable[Path]) -> Path:
+    """Finds a record's image.
+
+    Args:
+        image: Relative path, as the record has it.
+        folders: Where it may be; the first that has it wins.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: No folder has it, or it leads out of the folder.
+    """
+    for folder in folders:
+        path = folder / image
+        if path.is_file():
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError("the image leads out of its folder: use a file inside")
+            return path
+    raise ValueError("the image is missing: put it where the record says")
+
+
+def open_image(path: Path) -> Image.Image:
+    """Opens a screen and reads its pixels, in the mode that the file has.
+
+    Raises:
+        ValueError: It is no whole PNG or JPEG, or it is too large for a screen.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError("the image is larger than any screen: scale it down")
+            image.load()
+            return image.copy()
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError("the image cannot be read: give a whole PNG or JPEG") from None
+
+
+def content_digest(path: Path) -> bytes:
+    """Digest of size and pixels: equal for equal pictures, whatever their names and files.
+
+    Args:
+        path: A PNG or JPEG.
+
+    Returns:
+        16 bytes of SHA-256. The same pixels as PNG with and without an opaque alpha channel agree;
+        a JPEG and the PNG that it was made from do not.
+
+    Raises:
+        ValueError: See `open_image`.
+    """
+    image = open_image(path).convert("RGBA")
+    digest = hashlib.sha256(f"{image.width}x{image.height}/".encode())
+    digest.update(image.tobytes())
+    return digest.digest()[:16]

@@ -1,0 +1,264 @@
+"""The user's datasets, as they are, made into one data set: labelled, split by image, checked.
+
+Knows files and rules; changes no conversation. What is refused is counted with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.data.images import content_digest, find_image
+from training.data.labels import Rule, judge
+from training.data.records import Record, record_from_json, write_rows
+from training.data.sources import SKIPPED, Source, SourceReport, find_sources
+from training.data.split import (
+    SHARES,
+    LeakError,
+    check_leaks,
+    check_shares,
+    split_by_image,
+    split_by_source,
+)
+
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written.
+
+    Args:
+        sources: Each file that was read.
+        records: Split to records written.
+        images: Split to different images.
+        adapters: Split to label to records.
+    """
+
+    sources: tuple[SourceReport, ...]
+    records: Mapping[str, int]
+    images: Mapping[str, int]
+    adapters: Mapping[str, Mapping[str, int]]
+
+
+@dataclass
+class _Image:
+    """One picture: where it was met first, and what its records are."""
+
+    path: Path
+    target: str
+    labels: Counter[str] = field(default_factory=Counter)
+    sources: set[str] = field(default_factory=set)
+    tested: bool = False
+    trained: bool = False
+
+
+def import_data(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    rules: Sequence[Rule] = (),
+    shares: Mapping[str, float] = SHARES,
+    by_source: bool = False,
+    drop_tested: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Imported:
+    """Reads record and test files and writes `<split>.jsonl`, `test.jsonl` and their images.
+
+    Rows are streamed: in memory are 4 bytes a row, one entry an image, and one test file.
+
+    Args:
+        paths: JSONL files, `test.json` files, or folders that hold them.
+        out: Folder, new or empty.
+        rules: Further label rules, after the built-in ones.
+        shares: Split to its part of the images; test files are a split of their own.
+        by_source: Keep each file's images together in one split.
+        drop_tested: Leave out records whose image is in a test file; else that is an error.
+        seed: Of the split.
+        progress: Called with (files done, files in all).
+
+    Returns:
+        What was written and what was skipped, with reasons.
+
+    Raises:
+        LeakError: A test file and a record file share an image.
+        ValueError: A path holds nothing to read, nothing is left, or `out` holds something.
+    """
+    check_shares(shares)
+    if TEST in shares:
+        raise ValueError(f"{TEST} is the split of the test files: name the share otherwise")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose a new one")
+    sources = find_sources(paths)
+    images = _Images(rules)
+    for done, source in enumerate(sources, start=1):
+        images.scan(source)
+        if progress:
+            progress(done, len(sources))
+    images.keep_apart(sources, drop_tested=drop_tested)
+    _check_anything_is_left(sources)
+    splits = images.split(shares, by_source=by_source, seed=seed)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        names = [name for name in shares if name in splits.values()]
+        tested = [TEST] if any(source.is_test for source in sources) else []
+        imported = _write(partial, sources, images, splits, [*names, *tested])
+        files = [partial / f"{name}.jsonl" for name in imported.records]
+        check_leaks(files)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return imported
+
+
+def _check_anything_is_left(sources: Sequence[Source]) -> None:
+    if all(number == SKIPPED for source in sources for number in source.taken):
+        reasons: Counter[str] = Counter()
+        for source in sources:
+            reasons.update({reason: rows.count for reason, rows in source.report.skipped.items()})
+        most = "".join(f", {n} of them because {why}" for why, n in reasons.most_common(1))
+        raise ValueError(f"none of {reasons.total()} rows can be imported{most}")
+
+
+def source_of(record: Record) -> str | None:
+    """The source of an imported record, which is the second part of its image's path."""
+    parts = record.image.split("/")
+    return parts[1] if len(parts) > 2 and parts[0] == "images" else None
+
+
+class _Images:
+    """The different images of all sources, and which rows are taken."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = rules
+        self._numbers: dict[bytes, int] = {}
+        self._digests: dict[Path, bytes | str] = {}
+        self.all: list[_Image] = []
+
+    def scan(self, source: Source) -> None:
+        """Checks every row, labels it, and takes note of its image."""
+        for number, row in source.rows():
+            source.taken.extend([SKIPPED] * (number + 1 - len(source.taken)))
+            try:
+                if isinstance(row, ValueError):
+                    raise row
+                record = record_from_json(row)
+                label = self.label(row)
+                source.taken[number] = self._note(source, record, label)
+            except ValueError as error:
+                source.report.skip(number, str(error))
+            else:
+                form = "old" if record.system is not None else "new"
+                source.report.forms["test" if source.is_test else form] += 1
+
+    def label(self, row: Any) -> str:
+        """The label that the rules give; raises ValueError where they give none."""
+        verdict = judge(row, self._rules)
+        if verdict.contradicts:
+            raise ValueError("label rules contradict each other: give the row an `adapter`")
+        if verdict.label is None:
+            raise ValueError("no label rule matches: give the row an `adapter`, or a further rule")
+        return verdict.label
+
+    def _note(self, source: Source, record: Record, label: str) -> int:
+        path = find_image(record.image, source.folders)
+        digest = self._digest(path)
+        name = source.report.name
+        if digest not in self._numbers:
+            self._numbers[digest] = len(self.all)
+            target = f"images/{name}/{record.image.removeprefix('images/')}"
+            self.all.append(_Image(path, target))
+        number = self._numbers[digest]
+        image = self.all[number]
+        image.labels[label] += 1
+        image.sources.add(name)
+        image.tested |= source.is_test
+        image.trained |= not source.is_test
+        return number
+
+    def _digest(self, path: Path) -> bytes:
+        if path not in self._digests:
+            try:
+                self._digests[path] = content_digest(path)
+            except ValueError as error:
+                self._digests[path] = str(error)
+        digest = self._digests[path]
+        if isinstance(digest, str):
+            raise ValueError(digest)
+        return digest
+
+    def keep_apart(self, sources: Sequence[Source], *, drop_tested: bool) -> None:
+        """Leaves out the records on images of test files, or fails because of them."""
+        leaked = sum(image.tested and image.trained for image in self.all)
+        if leaked and not drop_tested:
+            raise LeakError(
+                f"{leaked} images of test files are in record files too, by content: "
+                "take them out of either, or leave out their records (--drop-tested)"
+            )
+        for source in sources:
+            for row, number in enumerate(source.taken):
+                if not source.is_test and number != SKIPPED and self.all[number].tested:
+                    source.taken[row] = SKIPPED
+                    source.report.skip(row, "its image is in a test file")
+
+    def split(self, shares: Mapping[str, float], *, by_source: bool, seed: int) -> dict[int, str]:
+        """Image number to split; images of test files are in none."""
+        free = {
+            digest: self.all[number]
+            for digest, number in self._numbers.items()
+            if not self.all[number].tested
+        }
+        if not free:
+            return {}
+        if by_source:
+            names = split_by_source({d: image.sources for d, image in free.items()}, shares)
+        else:
+            labels = {d: image.labels.most_common(1)[0][0] for d, image in free.items()}
+            names = split_by_image(labels, shares, seed=seed)
+        return {self._numbers[digest]: name for digest, name in names.items()}
+
+
+def _write(
+    out: Path, sources: Sequence[Source], images: _Images, splits: Mapping[int, str],
+    names: Sequence[str],
+) -> Imported:  # fmt: skip
+    records: dict[str, int] = {}
+    held: dict[str, set[int]] = {}
+    adapters: dict[str, Counter[str]] = {}
+    for name in names:
+        held[name], adapters[name] = set(), Counter()
+        rows = _rows_of(name, sources, images, splits, held[name], adapters[name])
+        records[name] = write_rows(out / f"{name}.jsonl", rows)
+    for number in set().union(*held.values()):
+        image = images.all[number]
+        target = out / image.target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image.path, target)
+    counts = {name: len(numbers) for name, numbers in held.items()}
+    return Imported(tuple(source.report for source in sources), records, counts, adapters)
+
+
+def _rows_of(
+    name: str, sources: Sequence[Source], images: _Images, splits: Mapping[int, str],
+    held: set[int], adapters: Counter[str],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows of one split, with the label and the image's new place; else unchanged."""
+    for source in sources:
+        if source.is_test != (name == TEST):
+            continue
+        for number, row in source.rows():
+            image = source.taken[number]
+            if image == SKIPPED or not isinstance(row, dict):
+                continue
+            if source.is_test or splits.get(image) == name:
+                label = images.label(row)
+                held.add(image)
+                adapters[label] += 1
+                yield {**row, "image": images.all[image].target, "adapter": label}
