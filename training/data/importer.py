@@ -81,7 +81,7 @@ def import_data(
         by_source: Keep each file's images together in one split.
         drop_tested: Leave out records whose image is in a test file; else that is an error.
         seed: Of the split.
-        progress: Called with (files done, files in all).
+        progress: Called with (rows read, rows in all).
 
     Returns:
         What was written and what was skipped, with reasons.
@@ -97,10 +97,12 @@ def import_data(
         raise ValueError(f"{out} is not an empty folder: choose a new one")
     sources = find_sources(paths)
     images = _Images(rules)
-    for done, source in enumerate(sources, start=1):
-        images.scan(source)
-        if progress:
-            progress(done, len(sources))
+    done, total = 0, sum(map(Source.count, sources)) if progress else 0
+    for source in sources:
+        for _ in images.scan(source):
+            done += 1
+            if progress:
+                progress(done, total)
     images.keep_apart(sources, drop_tested=drop_tested)
     _check_anything_is_left(sources)
     splits = images.split(shares, by_source=by_source, seed=seed)
@@ -142,8 +144,8 @@ class _Images:
         self._digests: dict[Path, bytes | str] = {}
         self.all: list[_Image] = []
 
-    def scan(self, source: Source) -> None:
-        """Checks every row, labels it, and takes note of its image."""
+    def scan(self, source: Source) -> Iterator[int]:
+        """Checks every row, labels it, and takes note of its image; yields after each."""
         for number, row in source.rows():
             source.taken.extend([SKIPPED] * (number + 1 - len(source.taken)))
             try:
@@ -157,6 +159,7 @@ class _Images:
             else:
                 form = "old" if record.system is not None else "new"
                 source.report.forms["test" if source.is_test else form] += 1
+            yield number
 
     def label(self, row: Any) -> str:
         """The label that the rules give; raises ValueError where they give none."""

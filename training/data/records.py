@@ -135,7 +135,7 @@ def record_from_json(row: object) -> Record:
         raise ValueError("`conversations` must be a list and `metadata` an object")
     adapter = row.get("adapter")
     if not (adapter is None or isinstance(adapter, str)):
-        raise ValueError("`adapter` must be a string")
+        raise ValueError("`adapter` must be a name: a number is another expert in another source")
     turns = tuple(_turn_from_json(turn) for turn in conversations)
     return Record(row["id"], row["image"], turns, metadata, adapter)
 

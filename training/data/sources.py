@@ -67,6 +67,10 @@ class Source:
         folder = self.report.path.parent
         return (folder, folder.parent) if self.is_test else (folder,)
 
+    def count(self) -> int:
+        """How many rows there are."""
+        return sum(1 for _ in self.rows())
+
     def rows(self) -> Iterator[tuple[int, object]]:
         """(row number, JSON object of a record, or the ValueError that stands for it)."""
         if not self.is_test:

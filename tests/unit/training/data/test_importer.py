@@ -80,7 +80,7 @@ def test_a_folder_of_both_forms_and_tests_becomes_one_set(calendar, tmp_path):
     out = tmp_path / "out"
     seen = []
     made = import_data([calendar], out, shares=HALVES, progress=lambda *at: seen.append(at))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(done, 19) for done in range(1, 20)]
     assert made.records == {"train": 9, "held_out": 9, "test": 1}
     assert made.images == {"train": 3, "held_out": 3, "test": 1}
     assert made.adapters["test"] == {"calendar": 1}
@@ -125,6 +125,7 @@ def test_what_is_refused_is_counted_with_its_reason(calendar, tmp_path):
         row(6, "images/screen_0.png", task_type="scroll-grid"),
         row(7, "images/screen_0.png", conversations=[]),
         row(8, "../images/screen_0.png"),
+        row(9, "images/screen_0.png", adapter=2),
     ]
     foreign = row(9, "images/other.png", task_type="odd")
     paint(calendar / "images" / "other.png", 500)
@@ -141,7 +142,8 @@ def test_what_is_refused_is_counted_with_its_reason(calendar, tmp_path):
         "label rules contradict each other": (1, [8]),
         "`conversations` must be [system,] human, gpt": (1, [9]),
         "`image` must be one relative path without `..`": (1, [10]),
-        "no label rule matches": (1, [12]),
+        "no label rule matches": (1, [13]),
+        "`adapter` must be a name": (1, [11]),
     }
     assert "December" not in str(rows)
 
