@@ -42,12 +42,11 @@ from molora_client import (
     Sampling,
     Turn,
 )
-from router_service.core import ExpertEntry, FeatureSpec
-from tests.support import router_bundle
 from tests.support.checkpoints import untrained_checkpoint
 from tests.support.experts import write_expert
 from tests.support.processes import Running, refused, running
 from tests.support.reference import MixtureReference, PeftReference
+from tests.support.services import bundle_for
 
 # In every prompt of this file: it must not be found anywhere else.
 CANARY = "Quillabeth-Vantongeren"
@@ -585,33 +584,13 @@ class TestProcess:
 @pytest.fixture(scope="module")
 def router(place: Place, server: Running) -> Iterator[Running]:
     """A real router before the executor; its head is one matrix and knows nothing."""
-    bundle = asyncio.run(write_bundle(place, server.address))
+    bundle = asyncio.run(bundle_for(server.address, place.root.parent / "router"))
     flags = ("--bundle", str(bundle), "--executor", server.address, "--executor-check-s", "0.2")
     log_file = place.root.parent / "router.log"
     with running("router_service", *flags, log_file=log_file) as router:
         yield router
         assert router.terminate() == 0
     assert CANARY not in router.log
-
-
-async def write_bundle(place: Place, executor: str) -> Path:
-    """A bundle for the experts and the features of this executor."""
-    async with AsyncMolora(executor=executor) as client:
-        info, listed = await client.server_info(), await client.experts()
-    fields = dataclasses.asdict(info.feature_spec)
-    digest = fields.pop("digest")
-    spec = FeatureSpec(**fields)
-    assert spec.digest == digest, "both services work out the same digest"
-    head = router_bundle.head_model(2, text_dim=spec.text_dim, vision_dim=spec.vision_dim)
-    model = head.SerializeToString()
-    entries = [ExpertEntry(one.name, one.digest, one.label or 0) for one in listed.experts]
-    stated = dataclasses.replace(
-        router_bundle.manifest(model, tuple(entries)),
-        feature_spec=spec,
-        feature_spec_digest=spec.digest,
-    )
-    directory = place.root.parent / "router"
-    return router_bundle.write_bundle(directory, model, router_bundle.as_json(stated))
 
 
 class TestBehindTheRouter:

@@ -40,7 +40,11 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    module: str, *flags: str, log_file: Path, environ: Mapping[str, str] | None = None
+    module: str,
+    *flags: str,
+    log_file: Path,
+    environ: Mapping[str, str] | None = None,
+    ca: bytes | None = None,
 ) -> Iterator[Running]:
     """Start `python -m <module>` and wait until its health says SERVING; stopped at the end.
 
@@ -49,6 +53,7 @@ def running(
         flags: Beside the ports.
         log_file: Gets standard error.
         environ: Variables beside those of this process.
+        ca: Whom to trust where the flags turn TLS on; in PEM.
     """
     with log_file.open("w") as log:
         process = subprocess.Popen(
@@ -62,7 +67,7 @@ def running(
         assert process.stdout is not None
         addresses = [process.stdout.readline().rpartition(" ")[2].strip() for _ in range(2)]
         assert all(addresses), log_file.read_text()
-        wait_until_serving(addresses[0])
+        wait_until_serving(addresses[0], ca)
         yield Running(process, *addresses, log_file)
     finally:
         process.kill()
@@ -94,9 +99,13 @@ def environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     return {**own, **(extra or {})}
 
 
-def wait_until_serving(address: str) -> None:
+def wait_until_serving(address: str, ca: bytes | None = None) -> None:
     """Return once the server's health says SERVING."""
-    with grpc.insecure_channel(address) as channel:
+    with (
+        grpc.secure_channel(address, grpc.ssl_channel_credentials(ca))
+        if ca
+        else grpc.insecure_channel(address)
+    ) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(), timeout=START_S
         )

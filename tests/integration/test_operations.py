@@ -1,0 +1,213 @@
+"""Every grpcurl command of docs/OPERATIONS.md, as it stands there, with the real binary."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from molora.v1 import types_pb2
+from tests.support.certificates import Authority, write_server
+from tests.support.processes import running
+from tests.support.services import Services, services
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs/OPERATIONS.md").read_text()
+SCREEN = ROOT / "miniature/samples/images/calendar_00000.png"
+MARK = "=== "
+TOKEN = "a-token-of-the-router"
+
+
+def read_blocks() -> dict[str, str]:
+    """The shell commands below each heading that has any with grpcurl."""
+    found = {}
+    for section in re.split(r"^#+ ", DOCUMENT, flags=re.MULTILINE)[1:]:
+        blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+        code = "".join(block for block in blocks if "grpcurl" in block)
+        if code:
+            found[section.splitlines()[0]] = code
+    return found
+
+
+BLOCKS = read_blocks()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    with services(tmp_path_factory.mktemp("operations")) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def secured(both: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A router with TLS and tokens: its address, and the folder of what a client needs."""
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority()
+    files = write_server(folder, authority.issue("molora.example", "127.0.0.1"))
+    (folder / "ca.pem").write_bytes(authority.pem)
+    (folder / "token").write_text(TOKEN)
+    (folder / "tokens").write_text(f"infer {TOKEN}\n")
+    flags = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key))
+    flags += ("--tokens-file", str(folder / "tokens"), "--executor", both.executor.address)
+    flags += ("--bundle", str(both.bundle))
+    log_file = folder / "router.log"
+    with running("router_service", *flags, log_file=log_file, ca=authority.pem) as router:
+        yield router.address, folder
+        assert TOKEN not in router.log
+
+
+@pytest.fixture(scope="module")
+def said(both: Services, secured: tuple[str, Path]) -> dict[str, str]:
+    """What the commands of each heading printed, run one after the other in one shell."""
+    address, folder = secured
+    (folder / "screen.png").write_bytes(SCREEN.read_bytes())
+    script = "".join(f"echo '{MARK}{heading}'\n{code}" for heading, code in BLOCKS.items())
+    # The name is in the certificate, but in no name server.
+    script = script.replace("-cacert ca.pem", "-cacert ca.pem -authority molora.example")
+    script = script.replace("molora.example:50051", address)
+    for port, server in (("50051", both.router), ("50052", both.executor)):
+        script = script.replace(f"localhost:{port}", server.address)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    parts = re.split(rf"^{MARK}(.*)\n", done.stdout, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def messages(text: str) -> list[Any]:
+    """The JSON objects that grpcurl printed one after the other."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        message, end = decoder.raw_decode(text)
+        found.append(message)
+        text = text[end:]
+    return found
+
+
+def completed(text: str) -> list[Any]:
+    return [message["completed"] for message in messages(text) if "completed" in message]
+
+
+def test_every_example_is_run(said: dict[str, str]) -> None:
+    inside = "".join(BLOCKS.values())
+    outside = re.sub(r"^```sh\n.*?^```$", "", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"grpcurl +-", outside), "it stands where the test does not see it"
+    assert len(re.findall(r"^grpcurl ", inside, re.MULTILINE)) == inside.count("grpcurl") >= 20
+    assert list(said) == list(BLOCKS)
+
+
+def test_health_and_reflection(said: dict[str, str]) -> None:
+    assert messages(said["Is it up"]) == [{"status": "SERVING"}] * 3
+    listed = said["What can be asked"]
+    for service in ("ExecutorService", "ExpertAdminService"):
+        assert f"molora.v1.{service}\n" in listed
+    assert "bool base_only" in listed
+
+
+def test_what_is_loaded(said: dict[str, str]) -> None:
+    experts, server, router = messages(said["What is loaded"])
+    assert [expert["name"] for expert in experts["experts"]] == ["calendar", "claim-window"]
+    assert server["expert_set"] == router["expert_set"] == experts["expert_set"]
+    assert server["limits"]["slots"] == 8
+    assert router["serving"]
+    assert router["thresholds"].keys() == {"agent_accept", "agent_fast_path", "agent_veto"}
+    assert router["threshold_reasons"].keys() >= router["thresholds"].keys()
+
+
+def test_why(said: dict[str, str]) -> None:
+    [routed] = messages(said["Why a decision was taken"])
+    assert routed["decision"]["reason"] == "DECISION_REASON_ROUTER"
+    assert routed["decision"]["probabilities"].keys() == {"calendar", "claim-window"}
+    explained = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", DOCUMENT, re.MULTILINE))
+    names = types_pb2.DESCRIPTOR.enum_types_by_name["DecisionReason"].values_by_name
+    reasons = {name.removeprefix("DECISION_REASON_") for name in names}
+    assert explained == reasons - {"UNSPECIFIED"}
+
+
+def test_context(said: dict[str, str]) -> None:
+    [answer] = completed(said["A held screen, used again"])
+    weights = answer["applied"]["gates"]["weights"]
+    assert weights == pytest.approx({"calendar": 0.7, "claim-window": 0.3})
+    assert "vision_reused" not in answer["applied"], "the calendar expert adapts the tower"
+
+
+def test_override(said: dict[str, str]) -> None:
+    text = said["Manual override"]
+    alone, forced, bare = [answer["applied"] for answer in completed(text)]
+    assert alone["gates"]["weights"] == {"calendar": 1}
+    assert forced["gates"]["weights"] == {"claim-window": 1}
+    [decision] = [m["decision"] for m in messages(text) if "decision" in m]
+    assert decision["reason"] == "DECISION_REASON_MANUAL_OVERRIDE"
+    assert bare["base_only"]
+    assert bare["vision_reused"]
+    assert "gates" not in bare
+
+
+def test_mask(said: dict[str, str]) -> None:
+    routed, *_ = messages(said["Mask"])
+    assert routed["decision"]["gates"]["weights"] == {"claim-window": 1}
+    [answer] = completed(said["Mask"])
+    assert answer["applied"]["gates"]["weights"] == {"claim-window": 1}
+    assert answer["applied"]["masked_experts"] == ["calendar"]
+
+
+def test_score(said: dict[str, str]) -> None:
+    [scored] = messages(said["How sure the model is of an answer"])
+    assert len(scored["token_ids"]) == len(scored["log_probabilities"]) > 1
+
+
+def test_experts_come_and_go(said: dict[str, str]) -> None:
+    loaded, replaced, unloaded = messages(said["Load, replace and unload an expert"])
+    before = messages(said["What is loaded"])[0]["expert_set"]
+    assert [one["expert"]["generation"] for one in (loaded, replaced, unloaded)] == [1, 2, 2]
+    assert loaded["expert"]["digest"] == replaced["expert"]["digest"]
+    assert loaded["expert_set"] != before == unloaded["expert_set"]
+
+
+def test_a_failure_says_why(said: dict[str, str], both: Services) -> None:
+    text = said["When a call fails"]
+    assert "Code: NotFound" in text
+    assert '"reason": "UNKNOWN_EXPERT"' in text or '"reason":"UNKNOWN_EXPERT"' in text
+    assert text.endswith("exit code 69\n")
+    entries = [json.loads(line) for line in both.executor.log.splitlines()]
+    [entry] = [entry for entry in entries if entry.get("request_id") == "night-shift-1"]
+    assert (entry["code"], entry["reason"]) == ("NOT_FOUND", "UNKNOWN_EXPERT")
+
+
+def test_tls_and_token(said: dict[str, str]) -> None:
+    text = said["TLS and tokens"]
+    assert "molora.v1.RouterService\n" in text
+    info, health = messages(text[text.index("{") :])
+    assert info["serving"]
+    assert health == {"status": "SERVING"}
+
+
+def test_the_metrics_that_are_named_exist(said: dict[str, str], both: Services) -> None:
+    """And those of ours that exist are named."""
+    shown = ""
+    for server in (both.executor, both.router):
+        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:
+            shown += page.read().decode()
+    exist = set(re.findall(r"^# TYPE ((?:molora|grpc)_\S+)", shown, re.MULTILINE))
+    exist = {name for name in exist if not name.endswith("_created")}
+    section = DOCUMENT[DOCUMENT.index("## Metrics") : DOCUMENT.index("What to look at first")]
+    named = set(re.findall(r"`((?:grpc_server|molora)_[a-z_]+)", section))
+    assert named == exist
+    assert 'molora_overrides_total{kind="expert"} 2.0' in shown, "one of them by Score"
