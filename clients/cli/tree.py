@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from clients.cli import ask, data, experts, serve, train
+from clients.cli import ask, data, evaluate, experts, serve, train
 
 app = typer.Typer(
     help="Mixtures of LoRA experts on Qwen3-VL: serve, ask, and train them.",
@@ -20,3 +20,4 @@ app.command("generate")(ask.generate)
 app.add_typer(experts.app, name="experts")
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.command("evaluate")(evaluate.evaluate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from router_service.bundle import load_bundle
 from router_service.core import ExpertEntry, Features, FeatureSpec, HeadOutput, Mode
 from router_service.head import Head
+from tests.support.feature_cache import write_shard
 from training.calibration import expected_calibration_error, fit_temperature, log_loss
 from training.export import Judge, export_bundle, to_onnx
-from training.features import FeatureIndex, load_features
+from training.features import load_features
 from training.stage1 import (
     KnownScreens,
     RouterHead,
@@ -51,7 +50,6 @@ def write_cache(directory: Path, *, images: int = 12, rows: int = 5, noise: floa
                     columns[part].append(sign * own + jitter)
                 labels.append(label)
                 image_ids.append(1000 * label + image)
-    directory.mkdir(parents=True, exist_ok=True)
     shard = {
         "text": torch.stack(columns["text"]),
         "vision": torch.stack(columns["vision"]),
@@ -59,20 +57,7 @@ def write_cache(directory: Path, *, images: int = 12, rows: int = 5, noise: floa
         "image": torch.tensor(image_ids),
         "source": torch.zeros(len(labels), dtype=torch.int64),
     }
-    name = "shard-00000.safetensors"
-    save_file(shard, directory / name)
-    index = FeatureIndex(
-        SPEC,
-        "e" * 64,
-        EXPERTS,
-        "d" * 64,
-        ("synthetic",),
-        0,
-        {name: hashlib.sha256((directory / name).read_bytes()).hexdigest()},
-    )
-    stated = dataclasses.asdict(index) | {"feature_spec_digest": SPEC.digest}
-    (directory / "features.json").write_text(json.dumps(stated))
-    return directory
+    return write_shard(directory, shard, SPEC, EXPERTS, "d" * 64)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,63 @@
+"""`molora evaluate` fits a bundle in place and shows what it found."""
+
+import json
+
+import pytest
+
+from router_service.bundle import load_bundle
+from tests.support import router_bundle
+from tests.support.feature_cache import write_calibrated
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    model = router_bundle.head_model(distance="distance").SerializeToString()
+    return router_bundle.write_bundle(tmp_path / "router", model)
+
+
+@pytest.fixture
+def features(tmp_path):
+    return write_calibrated(tmp_path / "features", images=400)
+
+
+def test_it_fits_and_stores(molora, bundle, features, tmp_path):
+    done = molora(
+        *("evaluate", "--features", features, "--bundle", bundle, "--fit-thresholds"),
+        *("--max-risk", 0.05, "--simulated-agent", 0.8, "--report", tmp_path / "report"),
+    )
+    assert done.exit_code == 0, done.stderr
+    manifest = load_bundle(bundle).manifest
+    assert manifest.fit.max_risk == 0.05
+    assert manifest.agent.source == "simulated"
+    assert manifest.thresholds.agent_fast_path.why.split(":")[0] in done.stdout
+    assert "coverage at risk 0.05" in done.stdout
+    assert (tmp_path / "report" / "judgement.html").exists()
+
+
+def test_without_the_flag_nothing_is_stored(molora, bundle, features):
+    before = load_bundle(bundle)
+    done = molora("evaluate", "--features", features, "--bundle", bundle, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert load_bundle(bundle) == before
+    stated = json.loads(done.stdout)
+    assert stated["manifest"]["thresholds"]["agent_veto"]["source"] == "typed"
+    assert stated["judgement"]["cases"] == 300
+    assert stated["report"] is None
+
+
+def test_a_folder_that_is_no_cache_and_one_that_is_no_bundle(molora, bundle, features, tmp_path):
+    done = molora("evaluate", "--features", tmp_path, "--bundle", bundle)
+    assert done.exit_code == 2
+    assert "no whole feature cache" in done.stderr
+    done = molora("evaluate", "--features", features, "--bundle", tmp_path)
+    assert done.exit_code == 2
+    assert "router.json cannot be read" in done.stderr
+
+
+def test_a_risk_that_cannot_be_bounded(molora, bundle, features):
+    done = molora(
+        *("evaluate", "--features", features, "--bundle", bundle, "--fit-thresholds"),
+        *("--max-risk", 0),
+    )
+    assert done.exit_code == 2
+    assert "give one in (0, 1)" in done.stderr

@@ -1,0 +1,142 @@
+"""Held-out cases as a bundle's head sees them: one an image, none that it has learnt from.
+
+Knows bundles and feature caches; decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from router_service.bundle import Bundle
+from router_service.core import Features, HeadOutput
+from router_service.head import Head
+from router_service.manifest import Manifest
+from training.agents import Floats, Hints, Labels
+from training.features import FeatureTable
+from training.stage1 import Stage1Config, split_by_image
+
+# Of the cases: the agent's weight is fitted to the first, thresholds are proven on the rest.
+TUNING_SHARE = 0.25
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Held-out cases, one an image, in an order that means nothing.
+
+    Attributes:
+        dataset_digest: sha256 of the records.
+        source: Where they come from, for the operator.
+        logits: [n, K] float32, the head's.
+        distance: [n] float64, the head's; None if it measures none.
+        labels: [n], indices of the bundle's experts.
+        hints: What an agent said about them.
+    """
+
+    dataset_digest: str
+    source: str
+    logits: npt.NDArray[np.float32]
+    distance: Floats | None
+    labels: Labels
+    hints: Hints
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: npt.NDArray[Any]) -> Cases:
+        return dataclasses.replace(
+            self,
+            logits=self.logits[rows],
+            distance=None if self.distance is None else self.distance[rows],
+            labels=self.labels[rows],
+            hints=self.hints[rows],
+        )
+
+    def divided(self) -> tuple[Cases, Cases]:
+        """Those to tune on and those to prove on."""
+        tuning = round(len(self) * TUNING_SHARE)
+        rows = np.arange(len(self))
+        return self[rows[:tuning]], self[rows[tuning:]]
+
+    def posterior(self, temperature: float) -> Floats:
+        """[n, K], the head's probabilities."""
+        scores = torch.from_numpy(self.logits).double() / temperature
+        probabilities: Floats = torch.softmax(scores, dim=1).numpy()
+        return probabilities
+
+
+def read_cases(bundle: Bundle, table: FeatureTable, seed: int) -> Cases:
+    """What the bundle's head says about held-out cases, one an image.
+
+    Cases of one image are right or wrong together, and bounds count independent ones.
+
+    Raises:
+        ValueError: The features are of another spec or of experts that the bundle does not know.
+    """
+    manifest = bundle.manifest
+    if table.index.feature_spec.digest != manifest.feature_spec_digest:
+        raise ValueError(
+            "the features are not what the bundle's head reads; extract them from the executor "
+            "that it was trained with"
+        )
+    known = {(expert.name, expert.digest): n for n, expert in enumerate(manifest.experts)}
+    try:
+        index = [known[expert.name, expert.digest] for expert in table.index.experts]
+    except KeyError as error:
+        raise ValueError(
+            f"the features are of {error.args[0][0]} in a version that the bundle does not know; "
+            "train and export a router for it"
+        ) from None
+    rows, source = _held_out(manifest, table)
+    noise = np.random.default_rng(seed)
+    noise.shuffle(rows)
+    _, first = np.unique(table.image.numpy()[rows], return_index=True)
+    rows = rows[np.sort(first)]
+    outputs = _judged(Head(bundle.head, manifest), table, rows)
+    hinted = table.hinted.numpy()[rows]
+    # The last one is for hints that are none.
+    renumbered = np.array([*index, -1])
+    return Cases(
+        dataset_digest=table.index.dataset_digest,
+        source=source,
+        logits=np.stack([output.logits for output in outputs]),
+        distance=_distances(outputs),
+        labels=renumbered[table.label.numpy()[rows]],
+        hints=Hints(renumbered[hinted], table.confidence.numpy()[rows].astype(np.float64)),
+    )
+
+
+def _held_out(manifest: Manifest, table: FeatureTable) -> tuple[npt.NDArray[np.int64], str]:
+    """Rows that the head has not learnt from, and where they come from."""
+    if table.index.dataset_digest != manifest.provenance.dataset_digest:
+        return np.arange(len(table)), "records that the head was not trained on"
+    try:
+        config = Stage1Config(**manifest.provenance.config)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(
+            "the bundle was not trained by this version's stage 1, so its held-out records are "
+            "not known; give features of other records"
+        ) from None
+    return split_by_image(table, config)["held_out"].numpy(), "the held-out split of its records"
+
+
+def _judged(head: Head, table: FeatureTable, rows: npt.NDArray[np.int64]) -> list[HeadOutput]:
+    text, vision = table.text.numpy(), table.vision.numpy()
+    outputs = []
+    for batch in np.array_split(rows, max(1, len(rows) // _BATCH_ROWS)):
+        for output in head.judge([Features(text[n], vision[n], "", "", "", "") for n in batch]):
+            if not isinstance(output, HeadOutput):
+                raise output
+            outputs.append(output)
+    return outputs
+
+
+def _distances(outputs: list[HeadOutput]) -> Floats | None:
+    found = [output.distance for output in outputs if output.distance is not None]
+    return np.array(found) if found else None
