@@ -89,10 +89,12 @@ def reframe(
     if fit >= _SMALLEST:
         frame = _whole(image.size, size, fit, rng)
     else:
-        kept = [task for task in tasks if task.local]
+        scale = rng.uniform(*_CUT_SCALES)
+        # A target that is wider than the picture cannot be what it is about.
+        kept = [task for task in tasks if task.local and _fits(task.target, scale, size)]
         if not kept:
             return None
-        frame = _cut_out(image.size, size, rng.choice(kept).target, rng)
+        frame = _cut_out(image.size, size, scale, rng.choice(kept).target, rng)
     shown = [moved for task in kept if (moved := _move(task, frame))]
     return (frame.show(image, rng.choice(_GROUNDS)), shown) if shown else None
 
@@ -108,10 +110,14 @@ def _whole(screen: tuple[int, int], size: tuple[int, int], fit: float, rng: rand
     return Frame(size, scale, left, top)
 
 
+def _fits(target: Box, scale: float, size: tuple[int, int]) -> bool:
+    sides = (target.x1 - target.x0, target.y1 - target.y0)
+    return all(own * scale + 2 * _MARGIN_PX <= side for own, side in zip(sides, size, strict=True))
+
+
 def _cut_out(
-    screen: tuple[int, int], size: tuple[int, int], target: Box, rng: random.Random
+    screen: tuple[int, int], size: tuple[int, int], scale: float, target: Box, rng: random.Random
 ) -> Frame:
-    scale = rng.uniform(*_CUT_SCALES)
     left, top = (
         _offset(side, round(own * scale), round(a * scale), round(b * scale), rng)
         for side, own, a, b in (

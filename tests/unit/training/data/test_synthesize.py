@@ -1,7 +1,6 @@
 """Synthesized data sets: readable, labelled, split by image, the same for the same seed."""
 
 import hashlib
-from collections import Counter
 
 import pytest
 from PIL import Image
@@ -96,7 +95,7 @@ def all_seven(tmp_path_factory):
     out = tmp_path_factory.mktemp("seven") / "set"
     synthesize(
         out,
-        images_per_kind=5,
+        images_per_kind=3,
         tasks_per_image=4,
         seed=1,
         experts=EXPERTS,
@@ -123,18 +122,6 @@ def test_all_experts_are_drawn_and_their_answers_agree_with_their_images(all_sev
         else:
             assert coords is None
     assert kinds == {True, False}
-
-
-def test_a_size_alone_does_not_tell_the_expert(all_seven):
-    _, found = all_seven
-    size_of = {r.image: (r.adapter, tuple(r.metadata["image_size"])) for r in found.records}
-    assert len(size_of) == 35
-    experts_of = {}
-    for expert, size in size_of.values():
-        experts_of.setdefault(size, []).append(expert)
-    most = sum(Counter(experts).most_common(1)[0][1] for experts in experts_of.values())
-    assert most / len(size_of) < 0.6
-    assert sum(len(set(experts)) > 1 for experts in experts_of.values()) >= 6
 
 
 def test_other_sizes_show_the_same_screens(tmp_path):

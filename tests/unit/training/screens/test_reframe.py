@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from training.screens.account_screen import draw_account_screen
+from training.screens.appointment import draw_appointment
 from training.screens.calendar import draw_calendar
+from training.screens.chart_screen import draw_chart_screen
 from training.screens.claim_window import draw_claim_window
 from training.screens.desktop import draw_desktop
 from training.screens.geometry import Box, to_thousandths
@@ -86,6 +89,26 @@ def test_a_cut_out_of_a_loading_desktop_shows_the_splash():
     assert {task.calls[0].action for task in shown} == {"wait"}
     assert shown[0].target.x1 <= 1280
     assert reframe(screen.image, tasks, (225, 208), random.Random(0)) is None
+
+
+def plain_desktop(rng):
+    return draw_desktop(rng, splash=False)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        draw_calendar, draw_claim_window, draw_appointment, draw_login_window, plain_desktop,
+        draw_chart_screen, draw_account_screen,
+    ],
+)  # fmt: skip
+def test_a_size_tells_nothing_because_each_screen_comes_in_all_of_them(draw):
+    screen = draw(random.Random(0))
+    tasks = tasks_for(screen, random.Random(0))
+    for size in SIZES:
+        picture, shown = reframe(screen.image, tasks, size, random.Random(0))
+        assert picture.size == size
+        assert shown
 
 
 def test_the_mode_and_the_seed_decide_the_picture():
