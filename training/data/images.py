@@ -30,11 +30,18 @@ def find_image(image: str, folders: Iterable[Path]) -> Path:
     """
     for folder in folders:
         path = folder / image
-        if path.is_file():
+        if _is_file(path):
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ValueError("the image leads out of its folder: use a file inside")
             return path
     raise ValueError("the image is missing: put it where the record says")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file system has: too long, or no Unicode
+        return False
 
 
 def open_image(path: Path) -> Image.Image:

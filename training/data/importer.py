@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.data.images import content_digest, find_image
@@ -142,6 +142,7 @@ class _Images:
         self._rules = rules
         self._numbers: dict[bytes, int] = {}
         self._digests: dict[Path, bytes | str] = {}
+        self._targets: set[str] = set()
         self.all: list[_Image] = []
 
     def scan(self, source: Source) -> Iterator[int]:
@@ -176,8 +177,7 @@ class _Images:
         name = source.report.name
         if digest not in self._numbers:
             self._numbers[digest] = len(self.all)
-            target = f"images/{name}/{record.image.removeprefix('images/')}"
-            self.all.append(_Image(path, target))
+            self.all.append(_Image(path, self._target(name, record.image, digest)))
         number = self._numbers[digest]
         image = self.all[number]
         image.labels[label] += 1
@@ -185,6 +185,15 @@ class _Images:
         image.tested |= source.is_test
         image.trained |= not source.is_test
         return number
+
+    def _target(self, source: str, image: str, digest: bytes) -> str:
+        """Where the image goes: its own path, unless another picture has it already."""
+        parts = PurePosixPath(image.removeprefix("images/"))
+        target = f"images/{source}/{parts}"
+        if target in self._targets:
+            target = f"images/{source}/{digest.hex()}/{parts.name}"
+        self._targets.add(target)
+        return target
 
     def _digest(self, path: Path) -> bytes:
         if path not in self._digests:

@@ -1,9 +1,13 @@
 """The user's datasets as they are: every form and quirk, what is refused, and no leak."""
 
 import json
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from training.data.calls import ToolCall, format_calls
@@ -184,6 +188,42 @@ def test_one_picture_under_two_names_is_one_image(tmp_path):
     assert made.images == {"train": 2, "held_out": 2}
     assert made.records == {"train": 6, "held_out": 6}
     assert len(list(out.rglob("*.png"))) == 4
+
+
+def test_two_pictures_whose_paths_become_one_are_both_kept(tmp_path):
+    """`images/` is what the paths have in common and not a part of the name."""
+    names = ["images/screen_1.png", "screen_1.png", "./images/./screen_2.png"]
+    for number, name in enumerate(names):
+        paint(tmp_path / "in" / name, number)
+    source = write(tmp_path / "in" / "a.jsonl", [row(n, name) for n, name in enumerate(names)])
+    out = tmp_path / "out"
+    import_data([source], out, shares={"all": 1.0})
+    records = read_records(out / "all.jsonl").records
+    colours = {r.id: Image.open(out / r.image).getpixel((0, 0))[0] for r in records}
+    assert colours == {"r0": 0, "r1": 1, "r2": 2}
+    assert len({r.image for r in records}) == 3
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["id", "image", "conversations", "metadata", "adapter"]),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text() | st.just("images/" + "a" * 300),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=6,
+        ),
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_no_row_stops_the_import(changes):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        paint(root / "images/screen_1.png", 1)
+        whole = row(1, "images/screen_1.png")
+        source = write(root / "a.jsonl", [whole, {**whole, **changes}])
+        made = import_data([source], root / "out", shares={"all": 1.0})
+        left_out = sum(s.count for s in made.sources[0].skipped.values())
+        assert made.records["all"] + left_out == 2
 
 
 @pytest.mark.parametrize("name", ["screen_3.png", "screen_90.png"])

@@ -149,6 +149,9 @@ def test_an_image_is_found_in_the_first_folder_and_never_outside(tmp_path):
     assert find_image("a.png", [inner, tmp_path]) == inner / "a.png"
     with pytest.raises(ValueError, match="missing"):
         find_image("b.png", [inner, tmp_path])
+    for name in ("a" * 300, "\ud800.png", "a\0.png"):
+        with pytest.raises(ValueError, match="missing"):
+            find_image(name, [inner])
     (inner / "link.png").symlink_to(tmp_path / "a.png")
     with pytest.raises(ValueError, match="leads out"):
         find_image("link.png", [inner])
