@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from router_service.bundle import Bundle
 from router_service.core import HeadOutput, Hint, Options, Reason
-from router_service.manifest import AgentModel, Manifest, Thresholds
+from router_service.manifest import AbstentionRule, AgentModel, Manifest, Thresholds
 from router_service.policy import Policy, PolicyConfig
 from router_service.weights import entropy
 from training.agents import Hints, simulate
@@ -80,6 +80,9 @@ class Judgement:
         curve: Risk of the router alone, by coverage.
         point: Where the router alone has a risk of at most `max_risk`; None: nowhere.
         abstained: Known screens that the bundle abstains from; None: it cannot.
+        thresholds: The bundle's.
+        agent: The bundle's.
+        abstention: The bundle's.
         agents: Simulated ones.
     """
 
@@ -98,6 +101,9 @@ class Judgement:
     curve: tuple[RiskPoint, ...]
     point: OperatingPoint | None
     abstained: Rate | None
+    thresholds: Thresholds
+    agent: AgentModel | None
+    abstention: AbstentionRule | None
     agents: tuple[Together, ...]
 
 
@@ -135,6 +141,9 @@ def judge(bundle: Bundle, cases: Cases, max_risk: float, seed: int = 0) -> Judge
         curve=risk_coverage(posterior.max(axis=1), wrong),
         point=safe_threshold(posterior.max(axis=1), wrong, max_risk),
         abstained=_abstained(manifest, proof),
+        thresholds=manifest.thresholds,
+        agent=manifest.agent,
+        abstention=manifest.abstention,
         agents=_agents(manifest, cases, max_risk, seed),
     )
 

@@ -12,7 +12,6 @@ from clients.cli.connection import Json
 from clients.cli.exits import refused_input
 
 if TYPE_CHECKING:
-    from router_service.manifest import Manifest
     from training.judgement_report import Judgement
 
 
@@ -58,16 +57,15 @@ def evaluate(
         judgement = judge(measured, cases, max_risk, seed)
         page = write_judgement(judgement, report) if report else None
     if as_json:
-        stated = {"judgement": judgement, "manifest": measured.manifest, "report": page}
-        output.print_json(connection.plain(stated))
+        output.print_json(connection.plain({"judgement": judgement, "report": page}))
         return
-    _show(judgement, measured.manifest)
+    _show(judgement)
     if page:
         output.console.print(f"report in {page}", markup=False)
 
 
-def _show(judgement: Judgement, manifest: Manifest) -> None:
-    limits, rule = manifest.thresholds, manifest.abstention
+def _show(judgement: Judgement) -> None:
+    limits, rule = judgement.thresholds, judgement.abstention
     rows = [
         [name, "never" if limit.value is None else f"{limit.value:.4f}", limit.source, limit.why]
         for name, limit in (

@@ -40,7 +40,7 @@ def test_without_the_flag_nothing_is_stored(molora, bundle, features):
     assert done.exit_code == 0, done.stderr
     assert load_bundle(bundle) == before
     stated = json.loads(done.stdout)
-    assert stated["manifest"]["thresholds"]["agent_veto"]["source"] == "typed"
+    assert stated["judgement"]["thresholds"]["agent_veto"]["source"] == "typed"
     assert stated["judgement"]["cases"] == 300
     assert stated["report"] is None
 

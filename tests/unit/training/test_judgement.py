@@ -249,6 +249,7 @@ class TestReport:
         assert "http" not in page
         assert "<script" not in page
         assert "95 %" in page
+        assert "exceeded by at most 0.05 of known screens" in page
         stated = json.loads((tmp_path / "report" / "judgement.json").read_text())
         assert stated["accuracy"] == {"passed": judgement.accuracy.passed, "n": 600}
         assert len(stated["curve"]) == len(judgement.curve)
