@@ -99,9 +99,10 @@ def web(
         from clients.web.server import PortNotAvailable, run
         from clients.web.settings import SettingsError, WebSettings
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("starlette", "uvicorn"):
             raise
-        output.error(f"{error.name} is not installed: pip install 'molora[web]'")
+        output.error(f"{missing} is not installed: pip install 'molora[web]'")
         raise typer.Exit(1) from None
     try:
         settings = WebSettings(

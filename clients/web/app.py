@@ -60,6 +60,8 @@ def make_app(settings: WebSettings) -> ASGIApp:
             BridgeError: _failed,
             MoloraError: _failed,
             HTTPException: _not_routed,
+            # The guard logs it after it was answered.
+            Exception: _failed,
         },
     )
     app.state.max_body_bytes = settings.max_body_bytes

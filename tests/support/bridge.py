@@ -7,9 +7,11 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 from clients.web.server import bind, make_server
 from clients.web.settings import WebSettings
@@ -79,3 +81,35 @@ def running_bridge(router: str, executor: str, **settings: Any) -> Iterator[Runn
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+class Log:
+    """What a bridge of this process logs from now on."""
+
+    def __init__(self, bridge: RunningBridge, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._written = ""
+        # A line is written just after its answer was sent: wait for those of earlier requests.
+        bridge.get("/inspect/decisions")
+        until(lambda: "/inspect/decisions" in self._read())
+        self._written = ""
+
+    def lines(self, count: int) -> list[Any]:
+        """The lines, once there are so many; there must not be more."""
+        until(lambda: self._read().count("\n") >= count)
+        lines = [json.loads(line) for line in self._written.splitlines()]
+        assert len(lines) == count
+        return lines
+
+    def _read(self) -> str:
+        captured = self._capsys.readouterr()
+        self._written += captured.err + captured.out
+        return self._written
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until it is true."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -26,10 +26,14 @@ export async function* inspect(question, signal) {
     signal,
   });
   if (!reply.ok) throw await failureOf(reply);
-  for await (const event of lines(reply.body)) {
-    if (event.event === "error") throw new BridgeFailure(event);
-    yield event;
-    if (event.event === "completed") return;
+  try {
+    for await (const event of lines(reply.body)) {
+      if (event.event === "error") throw new BridgeFailure(event);
+      yield event;
+      if (event.event === "completed") return;
+    }
+  } catch (error) {
+    if (error instanceof BridgeFailure || error.name === "AbortError") throw error;
   }
   throw new BridgeFailure(CUT_SHORT);
 }

@@ -20,6 +20,7 @@ const PHASES = [
   ["decode", "decode_ms"],
 ];
 const FULL_SCALE = 1000;
+const SHOWN_MS = 0.05;
 
 export class Card {
   constructor(letter, what, screen) {
@@ -55,12 +56,11 @@ export class Card {
   showDecision(decision) {
     const reason = this.show(".reason");
     reason.textContent = decision.reason;
-    reason.title = REASONS[decision.reason] ?? "";
     reason.classList.add(`reason-${decision.reason.toLowerCase().replaceAll("_", "-")}`);
     const count = Object.keys(decision.probabilities).length;
-    const most = count > 1 ? ` of at most ${Math.log(count).toFixed(2)} nats` : " nats";
+    const most = count > 1 ? ` of ${Math.log(count).toFixed(2)} nats` : " nats";
+    this.show(".why").textContent = REASONS[decision.reason] ?? "";
     fill(this.find(".facts"), [
-      ["Reason", REASONS[decision.reason] ?? decision.reason],
       ["Confidence", decision.confidence.toFixed(3)],
       ["Entropy", `${decision.entropy.toFixed(3)}${most}`],
     ]);
@@ -82,7 +82,7 @@ export class Card {
   showAnswer(completed) {
     this.answer = completed;
     this.element.removeAttribute("aria-busy");
-    if (completed.applied.base_only) fill(this.find(".facts"), [["Experts", "none: the bare base"]]);
+    if (completed.applied.base_only) this.show(".why").textContent = "no expert ran: the bare base";
     this.showCalls(completed);
     this.showTime(completed);
     this.showApplied(completed);
@@ -91,9 +91,11 @@ export class Card {
   showCalls({ calls, calls_unreadable: unreadable, text }) {
     this.show(".answer-title");
     this.find(".text").textContent = text;
-    this.find(".text").hidden = calls.length > 0;
-    if (unreadable) this.showError(`The answer's calls cannot be read: ${unreadable}.`);
-    if (!calls.length) return;
+    this.find(".text").hidden = calls.length > 0 || text === "";
+    if (!calls.length) {
+      this.show(".no-call").textContent = unreadable ?? "no tool call in it";
+      return;
+    }
     const list = this.show(".calls");
     list.replaceChildren(...calls.map((call) => described(call)));
     const drawn = calls.flatMap((call, index) => (onScreen(call) ? [[call, index]] : []));
@@ -129,8 +131,9 @@ export class Card {
     const phases = PHASES.map(([name, field]) => [name, all[field] ?? 0]);
     const known = phases.reduce((sum, [, ms]) => sum + ms, 0);
     phases.push(["other", Math.max(0, total - known)]);
+    const spent = phases.filter(([, ms]) => ms >= SHOWN_MS);
     place.querySelector(".total").textContent = `${total.toFixed(0)} ms`;
-    const bars = phases.map(([name, ms]) => {
+    const bars = spent.map(([name, ms]) => {
       const bar = document.createElement("span");
       bar.className = `phase phase-${name}`;
       bar.style.width = `${(100 * ms) / Math.max(total, known)}%`;
@@ -138,9 +141,9 @@ export class Card {
     });
     place.querySelector(".phases").replaceChildren(...bars);
     const list = place.querySelector(".phase-list");
-    fill(list, phases.map(([name, ms]) => [name, `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms`]));
+    fill(list, spent.map(([name, ms]) => [name, `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms`]));
     [...list.children].forEach((row, index) => {
-      row.querySelector("dt").className = `phase-name phase-${phases[index][0]}`;
+      row.querySelector("dt").className = `phase-name phase-${spent[index][0]}`;
     });
   }
 
@@ -193,7 +196,7 @@ function described(call) {
     label.className = "soft";
     label.textContent = `${key} `;
     part.append(label, typeof value === "string" ? value : JSON.stringify(value));
-    item.append(part);
+    item.append(" ", part);
   }
   return item;
 }

@@ -1,6 +1,7 @@
 // Draws gates. Knows experts by their place in the expert set, which is also their colour.
 
 const COLOURS = 8;
+const SHOWN = 0.0005;
 let order = [];
 
 export function setExperts(names) {
@@ -53,7 +54,7 @@ export function stackedGates(gates) {
   cell.className = "stack";
   const bar = document.createElement("span");
   bar.className = "track";
-  const names = sortedNames(gates).filter((name) => gates[name] > 0);
+  const names = sortedNames(gates).filter((name) => gates[name] >= SHOWN);
   for (const name of names) {
     const part = document.createElement("span");
     part.style.width = percent(gates[name]);
@@ -63,7 +64,7 @@ export function stackedGates(gates) {
   const words = document.createElement("span");
   words.textContent = names
     .sort((one, other) => gates[other] - gates[one])
-    .map((name) => (gates[name] > 0.9995 ? name : `${name} ${gates[name].toFixed(2)}`))
+    .map((name) => (gates[name] > 1 - SHOWN ? name : `${name} ${gates[name].toFixed(3)}`))
     .join(", ");
   cell.append(bar, words);
   return cell;

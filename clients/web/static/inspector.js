@@ -6,11 +6,12 @@ import { setExperts } from "./gates.js";
 import { Live } from "./live.js";
 
 const TYPES = ["image/png", "image/jpeg"];
-const RETRY_MS = 3000;
+const REFRESH_MS = 10000;
 const at = (id) => document.getElementById(id);
 
 let screen = null; // {url, dataUrl, width, height}
 let running = null; // AbortController
+let offered = ""; // what the choices were made of
 
 // --- the screen ---
 
@@ -18,7 +19,7 @@ async function takeFile(file) {
   if (!file) return;
   if (!TYPES.includes(file.type)) return announce("That is no PNG or JPEG file.");
   const url = URL.createObjectURL(file);
-  const image = at("preview-image");
+  const image = new Image();
   image.src = url;
   try {
     await image.decode();
@@ -29,6 +30,7 @@ async function takeFile(file) {
   const dataUrl = await asDataUrl(file);
   if (screen) URL.revokeObjectURL(screen.url);
   screen = { url, dataUrl, width: image.naturalWidth, height: image.naturalHeight };
+  at("preview-image").src = url;
   at("preview").hidden = false;
   at("drop-hint").hidden = true;
   at("file-facts").textContent =
@@ -43,6 +45,22 @@ function asDataUrl(file) {
     reader.onerror = () => reject(reader.error);
     reader.readAsDataURL(file);
   });
+}
+
+function forget() {
+  running?.abort();
+  running = null;
+  at("cancel").disabled = true;
+  if (screen) URL.revokeObjectURL(screen.url);
+  screen = null;
+  at("ask").reset();
+  at("preview-image").removeAttribute("src");
+  at("preview").hidden = true;
+  at("drop-hint").hidden = false;
+  at("file-facts").textContent = "PNG or JPEG";
+  at("cards").replaceChildren();
+  at("empty").hidden = false;
+  announce("No answer yet.");
 }
 
 at("file").addEventListener("change", (event) => takeFile(event.target.files[0]));
@@ -66,6 +84,9 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 // --- the choices ---
 
 function fillChoices({ experts, router }) {
+  const offer = JSON.stringify([experts, router.mode]);
+  if (offer === offered) return; // a list that somebody has open must not change under them
+  offered = offer;
   const mode = router.mode ? ` (${router.mode})` : "";
   const groups = [
     ["Router", [["{}", `router's own mode${mode}`], ...["soft", "top1", "top2"].map((one) => [JSON.stringify({ mode: one }), `router, ${one}`])]],
@@ -103,11 +124,9 @@ async function connect() {
       ["experts", String(facts.experts.length)],
     ];
     at("server").replaceChildren(chip, ...known.map(([name, value]) => fact(name, value)));
-    if (!router.serving) setTimeout(connect, RETRY_MS);
   } catch (error) {
     chip.textContent = error instanceof BridgeFailure ? error.reason : "failed";
     chip.className = "chip bad";
-    setTimeout(connect, RETRY_MS);
   }
 }
 
@@ -138,9 +157,11 @@ async function run() {
   at("cancel").disabled = false;
   announce("Running.");
   const question = { image_b64: screen.dataUrl, prompt };
-  await Promise.all(
-    cards.map((card, index) => follow(card, { ...question, ...JSON.parse(selects[index].value) }, mine)),
-  );
+  const choices = selects.map((select) => JSON.parse(select.value));
+  // One after the other: at the same time each would show the other's load in its timings.
+  for (const [index, card] of cards.entries()) {
+    await follow(card, { ...question, ...choices[index] }, mine);
+  }
   if (running !== mine) return;
   running = null;
   at("cancel").disabled = true;
@@ -153,7 +174,10 @@ async function follow(card, question, controller) {
   } catch (error) {
     if (error.name === "AbortError") card.showError("Cancelled.");
     else if (error instanceof BridgeFailure) card.showError(`${error.message} (${error.reason})`);
-    else throw error;
+    else {
+      card.showError("The page failed; the browser's console has the place.");
+      console.error(error);
+    }
   }
 }
 
@@ -180,10 +204,12 @@ at("ask").addEventListener("submit", (event) => {
 });
 at("ask").noValidate = true; // the page says what is missing where everybody hears it
 at("cancel").addEventListener("click", () => running?.abort());
+at("clear").addEventListener("click", forget);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
   if (event.key === "Escape") running?.abort();
 });
 
 connect();
+setInterval(() => document.hidden || connect(), REFRESH_MS);
 new Live();
