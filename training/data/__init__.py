@@ -1,4 +1,4 @@
-"""Records: reading, labelling, counting and synthesizing them.
+"""Records: importing, labelling, splitting, counting, drawing and sampling them.
 
 Knows no model.
 """

@@ -52,7 +52,7 @@ class AugmentConfig:
 
     share: float = 0.5
     scale: tuple[float, float] = (0.8, 1.25)
-    crop: float = 0.06
+    crop: float = 0.04
     colour: float = 0.15
     blur_px: float = 0.8
     jpeg_quality: tuple[int, int] = (60, 95)
