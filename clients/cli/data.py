@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clients.cli import connection, output
 from clients.cli.connection import Json
 from clients.cli.exits import refused_input
+
+if TYPE_CHECKING:
+    from training.data.sources import SourceReport
 
 app = typer.Typer(help="Screens and records.", no_args_is_help=True)
 
@@ -91,12 +95,7 @@ def import_(
         for label, records in sorted(adapters.items())
     ]
     output.table(None, ("split", "adapter", "records", "images of the split"), splits)
-    for source in imported.sources:
-        forms = ", ".join(f"{count} {form}" for form, count in sorted(source.forms.items()))
-        output.console.print(f"{source.path}: {forms or 'nothing'}", markup=False)
-        for reason, skipped in source.skipped.items():
-            shown = _lines(tuple(skipped.rows), skipped.count)
-            output.console.print(f"  left out {shown}: {reason}", markup=False)
+    _print_left_out(imported.sources)
 
 
 @app.command("label")
@@ -156,6 +155,15 @@ def stats(
             f"by the image's size alone {_share(file.told_by_size)}"
         )
     output.console.print(f"images shared by two files: {found.shared_images}")
+
+
+def _print_left_out(sources: Sequence[SourceReport]) -> None:
+    for source in sources:
+        forms = ", ".join(f"{count} {form}" for form, count in sorted(source.forms.items()))
+        output.console.print(f"{source.path}: {forms or 'nothing'}", markup=False)
+        for reason, skipped in source.skipped.items():
+            shown = _lines(tuple(skipped.rows), skipped.count)
+            output.console.print(f"  left out {shown}: {reason}", markup=False)
 
 
 _STATS = ("of", "value", "count")
