@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from executor_service.core import RoutingMode
-from executor_service.model.experts import ExpertSet
 from executor_service.model.features import FeatureRow, FeatureSpec
 from executor_service.model.gated import GatedModel
 from executor_service.model.layers import GatedUpdate
+from executor_service.model.mixture import MixtureStacks
 from executor_service.model.prompt import BuiltPrompt
 from executor_service.model.screen import PixelInput
 
@@ -40,8 +40,9 @@ class MixtureOutput:
 
     Attributes:
         logits: [tokens of the row, vocab] per row.
-        gate_probabilities: float32 [rows, experts], before mode and top-k.
-        gates: float32 [rows, experts], as applied.
+        gate_probabilities: float32 [rows, experts], before mode and top-k; or [rows, decoder
+            layers, experts].
+        gates: float32 in the same shape, as applied.
     """
 
     logits: tuple[torch.Tensor, ...]
@@ -58,33 +59,46 @@ class GatePolicy(Protocol):
         """Probabilities and gates.
 
         Args:
-            router_logits: [rows, experts].
+            router_logits: [rows, experts], or [rows, decoder layers, experts].
             mode: How gates are reduced.
             top_k: Experts that keep a gate; None leaves it to the mode.
 
         Returns:
-            Probabilities and gates, float32 [rows, experts] each.
+            Probabilities and gates, float32, each in the shape of the logits.
         """
 
 
-class MultiLoRAWithRouter(nn.Module):
-    """A frozen base, frozen experts, and a router that learns through their gates.
+class MixedExperts(Protocol):
+    """What is mixed: an `ExpertSet`, or a module whose parameters the experts are."""
 
-    Only the router is a submodule: `parameters()` is what there is to train.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the experts, in the order of the gates."""
+
+    @property
+    def stacks(self) -> MixtureStacks:
+        """Their ranks as they are now; looked up once in every forward."""
+
+
+class MultiLoRAWithRouter(nn.Module):
+    """A frozen base, experts, and a router that learns through their gates.
+
+    The router is a submodule, and so are experts that are a module: `parameters()` is what there is
+    to train. With gates per decoder layer, the vision tower gets their mean.
 
     Args:
         model: The gated base model; nobody else may use it meanwhile.
         experts: The experts, in the order of the router's outputs.
         spec: The features that the router reads.
         router: Text features [rows, text_dim] and vision features [rows, vision_dim] to logits
-            [rows, experts].
+            [rows, experts] or [rows, decoder layers, experts].
         policy: Logits to gates.
     """
 
     def __init__(
         self,
         model: GatedModel,
-        experts: ExpertSet,
+        experts: MixedExperts,
         spec: FeatureSpec,
         router: nn.Module,
         policy: GatePolicy,
@@ -157,11 +171,13 @@ class MultiLoRAWithRouter(nn.Module):
     def _updates(self, gates: torch.Tensor, images: Sequence[PixelInput]) -> dict[str, GatedUpdate]:
         """Updates of tower and language model; the gates' values are not known on the host."""
         stacks, everyone = self._experts.stacks, range(len(self._experts.names))
+        # [rows, experts], and [rows, decoder layers, experts] where every layer has its own.
+        weights, layers = (gates.mean(dim=1), gates) if gates.ndim == 3 else (gates, None)
         patches = [screen.pixel_values.shape[0] for screen in images]
         unit = int(self._model.config.vision_config.spatial_merge_size) ** 2
         return {
-            **stacks.tower_updates(gates, patches, unit, everyone),
-            **stacks.text_updates(gates, None, everyone),
+            **stacks.tower_updates(weights, patches, unit, everyone),
+            **stacks.text_updates(weights, layers, everyone),
         }
 
     def _refuse_lost_gates(self) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from executor_service.core import GateVector, RoutingMode
 from executor_service.model.features import FeatureRow
 from executor_service.model.gated import Routing
+from executor_service.model.mixture import LoraWeights, MixtureStacks
 from executor_service.model.reference import Instruction, MixtureOutput, MultiLoRAWithRouter
 from tests.unit.executor_service.model import tiny
 from tests.unit.executor_service.model.tiny import AdapterRecipe
@@ -250,3 +251,84 @@ def test_kept_gates_serve_one_forward(checkpointing):
         with pytest.raises(RuntimeError, match="being applied already"):
             checkpointing(rows(), SCREENS)
     assert not checkpointing._model.state.updates
+
+
+# --- gates per layer ----------------------------------------------------------------------------
+
+
+class LayeredHead(nn.Module):
+    """A router with gates of its own for each of the three decoder layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(128, 3 * COUNT)
+        nn.init.normal_(self.linear.weight, std=0.2)
+
+    def forward(self, text: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([text, vision], dim=-1)
+        return self.linear(nn.functional.layer_norm(both, both.shape[-1:])).unflatten(1, (3, COUNT))
+
+
+@pytest.fixture(scope="module")
+def layered(model, experts) -> MultiLoRAWithRouter:
+    torch.manual_seed(7)
+    spec = model.feature_spec(text_layer=2)
+    return MultiLoRAWithRouter(model, experts, spec, LayeredHead(), policy)
+
+
+@torch.no_grad()
+def test_gates_per_layer_equal_the_stacked_path_with_their_mean_in_the_tower(
+    layered, model, experts
+):
+    output = layered(rows(), SCREENS)
+    assert output.gates.shape == (len(SCREENS), 3, COUNT)
+    tower = tuple(GateVector(tuple(row.tolist())) for row in output.gates.mean(dim=1))
+    text = tuple(
+        GateVector(row.weights, tuple(tuple(layer.tolist()) for layer in layers))
+        for row, layers in zip(tower, output.gates, strict=True)
+    )
+    vision = model.encode_vision(SCREENS, Routing(experts, tower))
+    routing = Routing(experts, text)
+    served = model.forward_rows([row.prompt for row in rows()], vision, routing)
+    even = model.forward_rows([row.prompt for row in rows()], vision, Routing(experts, tower))
+    for ours, theirs, same in zip(output.logits, served, even, strict=True):
+        assert tiny.relative_error(ours, theirs) <= TOLERANCE
+        assert tiny.relative_error(same, theirs) > VISIBLE
+
+
+def test_every_layers_gates_have_a_gradient_of_their_own(layered):
+    loss = sum(logits.logsumexp(dim=-1).mean() for logits in layered(rows(), SCREENS).logits)
+    [slope] = torch.autograd.grad(loss, [layered.router.linear.weight])
+    by_layer = slope.view(3, COUNT, -1)
+    assert bool((by_layer.abs().amax(dim=(1, 2)) > 0).all())
+    assert not torch.allclose(by_layer[0], by_layer[1])
+
+
+def test_experts_that_are_a_module_learn_too(model, experts):
+    class Scaled(nn.Module):
+        """The experts of the set, their A times one learnt number."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.names = experts.names
+            self.factor = nn.Parameter(torch.ones(()))
+
+        @property
+        def stacks(self) -> MixtureStacks:
+            weights = [
+                {
+                    name: LoraWeights(self.factor * pair.down, pair.up, pair.scale)
+                    for name, pair in expert.weights.items()
+                }
+                for expert in experts.experts
+            ]
+            return MixtureStacks(weights, model.targets, model.device)
+
+    torch.manual_seed(19)
+    spec = model.feature_spec(text_layer=2)
+    mixture = MultiLoRAWithRouter(model, Scaled(), spec, Head(), policy)
+    parameters = dict(mixture.named_parameters())
+    assert {name.split(".")[0] for name in parameters} == {"router", "_experts"}
+    loss = sum(logits.logsumexp(dim=-1).mean() for logits in mixture(rows(), SCREENS).logits)
+    loss.backward()
+    assert all(float(part.grad.abs().max()) > 0 for part in parameters.values())
