@@ -1,0 +1,391 @@
+"""Stages 2 and 3 on a tiny checkpoint: what learns, what stays, and that a stop changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from router_service.bundle import load_bundle
+from tests.support.tiny_run import EXPERTS, TinyRun, load_experts, write_features
+from training.head_file import LayeredHead, load_head, save_head
+from training.marginals import GatesCollapsed
+from training.run_config import RunConfig, read_run_config
+from training.setting import prepare
+from training.stage1 import RouterHead, train_stage1
+from training.stage2 import train_stage2
+from training.stage3 import train_stage3
+
+EXACT = {"router": {"width": 16, "dropout": 0.0}}
+Train = Callable[..., Any]
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Everything that a run leaves, but its configuration and its state's container."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in ("run.yaml", "state.pt")
+    }
+
+
+def stopping_after(last: int) -> Callable[[int, int], None]:
+    def progress(done: int, _: int) -> None:
+        if done == last:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def features(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_features(tiny, tmp_path_factory.mktemp("cache") / "features")
+
+
+@pytest.fixture(scope="module")
+def started(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head to start from: stage 2's, after one step."""
+    out = tmp_path_factory.mktemp("started")
+    train_stage2(tiny.config(out, steps=1, **EXACT))
+    return out
+
+
+# --- learning -----------------------------------------------------------------------------------
+
+
+def test_the_answers_become_likelier_through_the_gates_alone(tiny: TinyRun, out: Path) -> None:
+    before = {path: path.read_bytes() for path in tiny.experts.rglob("*.safetensors")}
+    config = tiny.config(
+        out,
+        steps=12,
+        save_every=12,
+        batch_rows=12,
+        rows_per_forward=12,
+        rates={"router": 3e-3},
+        weights={"entropy": 0, "balance": 0},
+        **EXACT,
+    )
+    train_stage2(config)
+    answers = [line["answer"] for line in metrics(out)]
+    assert answers == sorted(answers, reverse=True)
+    assert answers[0] - answers[-1] > 2e-3
+    assert [line["loss"] for line in metrics(out)] == answers
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_only_the_head_has_a_gradient_in_stage_2_and_the_experts_too_in_stage_3(
+    tiny: TinyRun, out: Path, started: Path
+) -> None:
+    train_stage2(tiny.config(out / "2", start=started, steps=1, **EXACT))
+    train_stage3(tiny.config(out / "3", start=started, steps=1, **EXACT))
+    second, third = (
+        torch.load(out / number / "state.pt", weights_only=True)["trained"] for number in "23"
+    )
+    assert {name.split(".")[0] for name in second} == {"router"}
+    assert not any("anchor" in name for name in (*second, *third))
+    groups = {name.split(".")[0] for name in third}
+    assert groups == {"router", "_experts"}
+    assert all(part.dtype == torch.float32 for part in third.values())
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "gumbel"])
+def test_hard_gates_teach_the_head_as_well(tiny: TinyRun, out: Path, estimator: str) -> None:
+    gates = {
+        "estimator": estimator,
+        "temperature_start": 2.0,
+        "temperature_end": 0.5,
+        "temperature_shape": "linear",
+    }
+    train_stage2(tiny.config(out / "run", gates=gates, steps=3, **EXACT))
+    train_stage2(tiny.config(out / "none", gates=gates, steps=1, **EXACT))
+    later, earlier = (load_head(out / name).head.state_dict() for name in ("run", "none"))
+    assert all(not torch.equal(later[name], earlier[name]) for name in later)
+    assert [line["temperature"] for line in metrics(out / "run")] == [2.0, 1.25, 0.5]
+    assert load_head(out / "run").temperature == 0.5
+
+
+def test_gates_per_layer(tiny: TinyRun, out: Path, started: Path) -> None:
+    config = tiny.config(out, start=started, router={"per_layer": True, "dropout": 0}, steps=3)
+    head = train_stage2(config).head
+    assert isinstance(head.head, LayeredHead)
+    assert head.shape.layers == 2
+    # The first step is the head that was started from, on every layer; then they part.
+    plain = tiny.config(out / "plain", start=started, router={"dropout": 0}, steps=1)
+    train_stage2(plain)
+    [first, *_], [same] = metrics(out), metrics(out / "plain")
+    assert first["answer"] == pytest.approx(same["answer"], rel=1e-5)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    weight = head.head.trunk.mix[-1].weight.view(2, 2, -1)
+    assert not torch.allclose(weight[0], weight[1])
+    assert isinstance(load_head(out).head, LayeredHead)
+
+
+def test_a_pull_towards_the_start_keeps_the_gates_nearer(
+    tiny: TinyRun, out: Path, started: Path
+) -> None:
+    for name, kl in (("free", 0.0), ("held", 100.0)):
+        weights = {"kl": kl, "entropy": 0.5, "balance": 0}
+        train_stage2(tiny.config(out / name, start=started, weights=weights, **EXACT))
+    assert metrics(out / "held")[-1]["kl"] < metrics(out / "free")[-1]["kl"] / 2
+
+
+# --- collapse -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def collapsed(started: Path, tmp_path: Path) -> Path:
+    """A head that gives the first expert everything."""
+    saved = load_head(started)
+    assert isinstance(saved.head, RouterHead)
+    with torch.no_grad():
+        saved.head.mix[-1].bias += torch.tensor([6.0, -6.0])
+    save_head(saved, tmp_path / "collapsed")
+    return tmp_path / "collapsed"
+
+
+def test_the_guard_stops_a_run_and_writes_nothing_back(
+    tiny: TinyRun, out: Path, collapsed: Path
+) -> None:
+    guard = {"collapse_below": 0.95, "patience_steps": 2}
+    config = tiny.config(out, start=collapsed, guard=guard, router={}, weights={"balance": 0})
+    with pytest.raises(GatesCollapsed, match=r"scroller has 50\.0% of the records"):
+        train_stage3(config)
+    assert not (out / "experts").exists()
+    assert not (out / "head.safetensors").exists()
+    # The last state is from before the step that was one too many.
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_balance_works_only_while_the_marginals_are_collapsing(
+    tiny: TinyRun, out: Path, collapsed: Path, started: Path
+) -> None:
+    for name, start in (("well", started), ("ill", collapsed)):
+        weights = {"balance": 5.0, "balance_below": 0.98}
+        rates = {"router": 0.5}
+        config = tiny.config(out / name, start=start, weights=weights, rates=rates, router={})
+        train_stage2(config)
+    assert metrics(out / "well")[0]["balance"] == 0
+    ill = metrics(out / "ill")
+    assert ill[0]["balance"] > 0
+    assert ill[-1]["marginals"][1] > 0.5 * 0.95**4 + 0.05  # It has come back.
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny: TinyRun, out: Path) -> None:
+    config = tiny.config(out, rates={"router": 1e30}, guard={"collapse_below": 0})
+    with pytest.raises(ArithmeticError, match="not finite in step"):
+        train_stage2(config)
+
+
+# --- the same run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [1, 3])
+@pytest.mark.parametrize("train", [train_stage2, train_stage3])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tiny: TinyRun, out: Path, started: Path, train: Train, last: int
+) -> None:
+    def config(name: str) -> RunConfig:
+        return tiny.config(
+            out / name,
+            start=started,
+            router={"dropout": 0.3},
+            gates={"estimator": "gumbel", "temperature_end": 0.3},
+            weights={"kl": 0.1},
+            rates={"router": 1e-2, "joint_expert": 1e-3, "warmup_steps": 3},
+        )
+
+    train(config("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config("stopped"), progress=stopping_after(last))
+    assert not (out / "stopped" / "head.safetensors").exists()
+    train(config("stopped"))
+    assert files(out / "whole") == files(out / "stopped")
+    whole, stopped = (
+        torch.load(out / name / "state.pt", weights_only=True) for name in ("whole", "stopped")
+    )
+    assert whole["step"] == stopped["step"] == 4
+    for name, part in whole["trained"].items():
+        assert torch.equal(part, stopped["trained"][name])
+    for at, moments in whole["optimiser"]["state"].items():
+        for name, part in moments.items():
+            assert torch.equal(part, stopped["optimiser"]["state"][at][name])
+
+
+def test_a_stop_between_two_states_repeats_what_was_not_kept(tiny: TinyRun, out: Path) -> None:
+    train_stage2(tiny.config(out / "whole", save_every=2))
+    with pytest.raises(KeyboardInterrupt):
+        train_stage2(tiny.config(out / "stopped", save_every=2), progress=stopping_after(3))
+    train_stage2(tiny.config(out / "stopped", save_every=2))
+    assert files(out / "whole") == files(out / "stopped")
+
+
+def test_a_run_is_repeated_from_what_it_saved(tiny: TinyRun, out: Path) -> None:
+    train_stage2(tiny.config(out / "one", steps=2))
+    flags = ["--config", str(out / "one" / "run.yaml"), "--out", str(out / "two")]
+    train_stage2(read_run_config(flags, "molora train stage2"))
+    assert files(out / "one") == files(out / "two")
+
+
+def test_another_configuration_does_not_go_on_in_the_same_folder(tiny: TinyRun, out: Path) -> None:
+    train_stage2(tiny.config(out, steps=1))
+    with pytest.raises(ValueError, match=r"holds another run, with other rates\.router, seed"):
+        train_stage2(tiny.config(out, steps=1, seed=1, rates={"router": 1, "joint_expert": 1e-3}))
+
+
+def test_forwards_of_one_step_add_up_to_one_forward(tiny: TinyRun, out: Path) -> None:
+    for rows in (1, 4):
+        config = tiny.config(out / str(rows), steps=2, batch_rows=4, rows_per_forward=rows, **EXACT)
+        train_stage2(config)
+    assert_alike(out / "1", out / "4")
+
+
+@pytest.mark.parametrize("train", [train_stage2, train_stage3])
+def test_recomputed_layers_learn_the_same(tiny: TinyRun, out: Path, train: Train) -> None:
+    for name, recompute in (("kept", False), ("again", True)):
+        config = tiny.config(out / name, steps=2, gradient_checkpointing=recompute, **EXACT)
+        train(config)
+    assert_alike(out / "kept", out / "again")
+
+
+def test_mixed_precision_trains_in_float32(tiny: TinyRun, out: Path) -> None:
+    for name, precision in (("full", "no"), ("mixed", "bf16")):
+        AcceleratorState._reset_state(True)
+        train_stage3(tiny.config(out / name, steps=2, mixed_precision=precision, **EXACT))
+    for full, mixed in zip(metrics(out / "full"), metrics(out / "mixed"), strict=True):
+        assert mixed["answer"] == pytest.approx(full["answer"], rel=0.02)
+        assert mixed["answer"] != full["answer"]
+    state = torch.load(out / "mixed" / "state.pt", weights_only=True)["trained"]
+    assert {part.dtype for part in state.values()} == {torch.float32}
+
+
+def test_a_base_in_half_precision(tiny: TinyRun, out: Path) -> None:
+    train_stage3(tiny.config(out, steps=2, dtype="bfloat16", **EXACT))
+    for name in EXPERTS:
+        weights = load_file(out / "experts" / name / "adapter" / "adapter_model.safetensors")
+        assert {part.dtype for part in weights.values()} == {torch.float32}
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    for first, second in zip(metrics(one), metrics(other), strict=True):
+        for name in ("answer", "entropy", "marginals", "own_gate"):
+            assert second[name] == pytest.approx(first[name], rel=1e-4)
+    left, right = load_head(one).head.state_dict(), load_head(other).head.state_dict()
+    for name, part in left.items():
+        assert torch.allclose(part, right[name], atol=1e-4)
+
+
+# --- what is left behind ------------------------------------------------------------------------
+
+
+def test_with_features_a_bundle_is_left_that_states_the_run(
+    tiny: TinyRun, out: Path, features: Path, started: Path
+) -> None:
+    outcome = train_stage2(tiny.config(out, features=features, start=started, steps=2, router={}))
+    assert outcome.bundle == out / "router"
+    manifest = load_bundle(out / "router").manifest
+    stated = manifest.provenance.config
+    assert (stated["stage"], stated["steps"], stated["gates.estimator"]) == (2, 2, "soft")
+    assert not any(str(tiny.base.parent) in str(value) for value in stated.values())
+    assert set(outcome.accuracy) == {"train", "validation", "held_out"}
+    # Stage 3 can start from it, as from stage 1's.
+    again = load_head(out / "router")
+    assert again.shape == outcome.head.shape
+    for name, part in outcome.head.head.state_dict().items():
+        assert torch.equal(part, again.head.state_dict()[name])
+
+
+def test_stage_2_starts_from_stage_1s_bundle(
+    tiny: TinyRun, out: Path, features: Path, tmp_path: Path
+) -> None:
+    from training.export import export_bundle
+    from training.stage1 import Stage1Config
+
+    result = train_stage1(
+        features, config=Stage1Config(width=24, max_epochs=2, dropout=0.2), progress=False
+    )
+    export_bundle(result, tmp_path / "bundle")
+    setting = prepare(tiny.config(out, start=tmp_path / "bundle", router={}))
+    assert setting.config.router.width == 24
+    assert setting.config.router.dropout == pytest.approx(0.2)
+    assert setting.config.router.text_layer == 2
+    assert setting.anchor is not None
+    assert setting.anchor.temperature == result.temperature
+    for name, part in result.head.state_dict().items():
+        assert torch.equal(part, setting.head.head.state_dict()[name])
+
+
+def test_stage_3s_bundle_is_for_the_experts_that_it_wrote(
+    tiny: TinyRun, out: Path, features: Path, started: Path
+) -> None:
+    from executor_service.model.gated import GatedModel
+
+    config = tiny.config(out, features=features, start=started, steps=1, router={})
+    outcome = train_stage3(config)
+    model = GatedModel.load(tiny.base, device="cpu", dtype=torch.float32)
+    learnt = load_experts(model, outcome.experts)
+    manifest = load_bundle(out / "router").manifest
+    assert [entry.digest for entry in manifest.experts] == [
+        made.digest for made in learnt.identities
+    ]
+    assert [entry.label for entry in manifest.experts] == [5, 5]
+    assert manifest.provenance.expert_set == learnt.digest
+    before = load_experts(model, {name: tiny.experts / name for name in EXPERTS})
+    assert learnt.digest != before.digest
+
+
+# --- what does not belong together --------------------------------------------------------------
+
+
+def test_a_head_for_other_experts(tiny: TinyRun, out: Path, started: Path) -> None:
+    config = tiny.config(out, start=started, adapters=("clicker",), router={})
+    with pytest.raises(ValueError, match="knows clicker, scroller, the run mixes clicker"):
+        train_stage2(config)
+
+
+def test_another_router_than_the_heads(tiny: TinyRun, out: Path, started: Path) -> None:
+    with pytest.raises(ValueError, match=r"router\.text_layer is 1, but that of the head"):
+        train_stage2(tiny.config(out, start=started, router={"text_layer": 1}))
+    assert not out.exists()
+
+
+def test_an_adapter_that_nobody_has(tiny: TinyRun, out: Path) -> None:
+    with pytest.raises(ValueError, match="no expert is called ledger"):
+        train_stage2(tiny.config(out, adapters=("ledger",)))
+
+
+def test_an_expert_from_the_environment(
+    tiny: TinyRun, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_CLICKER", str(tiny.experts / "clicker"))
+    monkeypatch.setenv("LORA_SCROLLER", str(tiny.experts / "scroller"))
+    config = prepare(tiny.config(out, experts_root=None)).config
+    assert config.lora_modules == {name: tiny.experts / name for name in EXPERTS}
+
+
+def test_features_of_another_head(tiny: TinyRun, out: Path, features: Path) -> None:
+    config = tiny.config(out / "a", features=features, router={"text_layer": 1, "width": 16})
+    with pytest.raises(ValueError, match="not what the router reads"):
+        train_stage2(config)
+    config = tiny.config(out / "b", features=features, router={"per_layer": True})
+    with pytest.raises(ValueError, match="gates per layer is not served"):
+        train_stage2(config)
+
+
+def test_a_head_of_another_base(tiny: TinyRun, out: Path, started: Path, tmp_path: Path) -> None:
+    saved = load_head(started)
+    spec = dataclasses.replace(saved.shape.feature_spec, base_digest="0" * 64)
+    other = dataclasses.replace(saved, shape=dataclasses.replace(saved.shape, feature_spec=spec))
+    save_head(other, tmp_path / "other")
+    with pytest.raises(ValueError, match="features of another base"):
+        train_stage2(tiny.config(out, start=tmp_path / "other", router={}))

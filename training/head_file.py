@@ -1,0 +1,160 @@
+"""A router's head on disk, as torch has it: what stages 2 and 3 start from and leave behind.
+
+Knows the head's files and its shape; does not know how it was trained or what serves it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from router_service.bundle import MANIFEST_FILE, load_bundle
+from router_service.core import FeatureSpec
+from training.stage1 import RouterHead
+
+HEAD_FILE = "head.safetensors"
+
+
+class LayeredHead(nn.Module):
+    """A head that emits L x K logits: gates of its own for every decoder layer.
+
+    As MoLE has them (Wu et al. 2024, arXiv:2404.13628). It starts as the given head, repeated.
+
+    Args:
+        head: Its projections and hidden layer are shared by all layers.
+        layers: Decoder layers, L.
+    """
+
+    def __init__(self, head: RouterHead, layers: int) -> None:
+        super().__init__()
+        self.trunk = copy.deepcopy(head)
+        last = self.trunk.mix[-1]
+        assert isinstance(last, nn.Linear)
+        self.layers = layers
+        wide = nn.Linear(last.in_features, layers * last.out_features)
+        with torch.no_grad():
+            wide.weight.copy_(last.weight.repeat(layers, 1))
+            wide.bias.copy_(last.bias.repeat(layers))
+        self.trunk.mix[-1] = wide
+
+    def forward(self, text: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+        """Logits [n, L, K] of text [n, text_dim] and vision [n, vision_dim]."""
+        logits: torch.Tensor = self.trunk(text, vision)
+        return logits.unflatten(1, (self.layers, -1))
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """All that decides a head's weights' shapes, and what it reads and chooses between.
+
+    Attributes:
+        experts: Names, in the order of the logits.
+        feature_spec: What it reads.
+        width: Of each projection and of the hidden layer.
+        dropout: Probability that a hidden unit is dropped while training.
+        layers: Decoder layers with gates of their own; 0 for one gate vector.
+    """
+
+    experts: tuple[str, ...]
+    feature_spec: FeatureSpec
+    width: int
+    dropout: float
+    layers: int = 0
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A head and its shape.
+
+    Attributes:
+        temperature: Divides its logits where it is an anchor.
+    """
+
+    head: RouterHead | LayeredHead
+    shape: HeadShape
+    temperature: float = 1.0
+
+
+def new_head(shape: HeadShape) -> RouterHead | LayeredHead:
+    """A head with random weights."""
+    spec = shape.feature_spec
+    head = RouterHead(
+        spec.text_dim, spec.vision_dim, len(shape.experts), shape.width, shape.dropout
+    )
+    return LayeredHead(head, shape.layers) if shape.layers else head
+
+
+def load_head(directory: Path) -> SavedHead:
+    """The head of a router bundle, or of a run of stage 2 or 3.
+
+    Args:
+        directory: Holds `router.json` and `router.onnx`, or `head.safetensors`.
+
+    Raises:
+        ValueError: It holds neither, or one that is not what this version writes.
+        BundleError: The bundle's files do not fit together.
+    """
+    if (directory / MANIFEST_FILE).exists():
+        return _from_bundle(directory)
+    path = directory / HEAD_FILE
+    if not path.exists():
+        raise ValueError(
+            f"{directory} holds no head: give a router bundle, or the folder of a finished run"
+        )
+    with safe_open(path, framework="pt") as file:
+        stated = json.loads(file.metadata()["head"])
+    temperature = stated.pop("temperature")
+    spec, names = FeatureSpec(**stated.pop("feature_spec")), tuple(stated.pop("experts"))
+    shape = HeadShape(experts=names, feature_spec=spec, **stated)
+    head = new_head(shape)
+    head.load_state_dict(load_file(path))
+    return SavedHead(head, shape, temperature)
+
+
+def save_head(saved: SavedHead, directory: Path) -> Path:
+    """Writes `head.safetensors`, whole or not at all.
+
+    Returns:
+        The file.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path, partial = directory / HEAD_FILE, directory / f"{HEAD_FILE}.partial"
+    stated = dataclasses.asdict(saved.shape) | {"temperature": saved.temperature}
+    weights = {name: tensor.detach().cpu() for name, tensor in saved.head.state_dict().items()}
+    save_file(weights, partial, metadata={"head": json.dumps(stated, sort_keys=True)})
+    os.replace(partial, path)
+    return path
+
+
+def _from_bundle(directory: Path) -> SavedHead:
+    """The exporter keeps torch's names and layouts, so the bundle's weights are the head's."""
+    bundle = load_bundle(directory)
+    manifest = bundle.manifest
+    graph = onnx.load_model_from_string(bundle.head).graph
+    weights = {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+    }
+    try:
+        width = weights["text.1.weight"].shape[0]
+        dropout = float(manifest.provenance.config["dropout"])
+        names = tuple(expert.name for expert in manifest.experts)
+        shape = HeadShape(names, manifest.feature_spec, width, dropout)
+        head = new_head(shape)
+        head.load_state_dict({name: weights[name] for name in head.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{directory} holds a head that was not trained here: export one with stage 1"
+        ) from error
+    return SavedHead(head, shape, manifest.temperature.value)
