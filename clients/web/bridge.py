@@ -13,10 +13,14 @@ from clients.web.errors import BridgeError
 from clients.web.journal import Journal
 from clients.web.shapes import Answer
 from molora_client import (
+    AbstentionOutcome,
     AsyncMolora,
+    AsyncTextStream,
     Expert,
     Experts,
     FailedPreconditionError,
+    Generation,
+    Routed,
     RouterInfo,
     RoutingOptions,
     ServerInfo,
@@ -63,22 +67,10 @@ class Bridge:
             MoloraError: A service did not answer, maybe after the first event.
         """
         started = time.perf_counter()
-        if ask.base_only:
-            stream = self._client.generate_stream(ask.prompt, ask.screen, base_only=True)
-        else:
-            experts = (await self._client.experts()).experts if ask.label is not None else ()
-            options = RoutingOptions(mode=ask.mode, expert_override=forced_expert(ask, experts))
-            routed = await self._client.route(ask.prompt, ask.screen, options=options)
-            self.journal.note(routed)
+        routed = None if ask.base_only else await self._route(ask)
+        if routed is not None:
             yield shapes.decision_event(routed)
-            stream = self._client.generate_stream(
-                ask.prompt,
-                routed.context,
-                gates=routed.gates,
-                layer_gates=routed.layer_gates,
-                expert_set=routed.expert_set,
-            )
-        async with stream:
+        async with self._generate(ask, routed) as stream:
             async for piece in stream:
                 yield {"event": "text", "text": piece}
         yield shapes.completed_event(stream.result, (time.perf_counter() - started) * 1000)
@@ -101,6 +93,27 @@ class Bridge:
             MoloraError: A service does not answer.
         """
         return shapes.facts(*await self._state())
+
+    async def _route(self, ask: Ask) -> Routed:
+        experts = (await self._client.experts()).experts if ask.label is not None else ()
+        options = RoutingOptions(mode=ask.mode, expert_override=forced_expert(ask, experts))
+        routed = await self._client.route(ask.prompt, ask.screen, options=options)
+        self.journal.note(routed)
+        return routed
+
+    def _generate(self, ask: Ask, routed: Routed | None) -> AsyncTextStream[Generation]:
+        """The answer under the decision, or of the bare base where there is no gate to give."""
+        if routed is None:
+            return self._client.generate_stream(ask.prompt, ask.screen, base_only=True)
+        if routed.abstention is AbstentionOutcome.BASE:
+            return self._client.generate_stream(ask.prompt, routed.context, base_only=True)
+        return self._client.generate_stream(
+            ask.prompt,
+            routed.context,
+            gates=routed.gates,
+            layer_gates=routed.layer_gates,
+            expert_set=routed.expert_set,
+        )
 
     async def _state(self) -> tuple[Experts, ServerInfo, RouterInfo]:
         return await asyncio.gather(

@@ -50,6 +50,10 @@ UPSTREAM: dict[str, tuple[int, str]] = {
     "UNAUTHENTICATED": (502, "The services refuse the bridge's token; check --token-file."),
     "PERMISSION_DENIED": (502, "The bridge's token may not do this; it needs the infer role."),
 }
+# Reasons that say more than their code, by the services' own names.
+UPSTREAM_REASONS: dict[str, tuple[int, str]] = {
+    "ABSTAINED": (422, "No expert knows this screen, so none was asked; name one to force it."),
+}
 OTHER_UPSTREAM = (502, "The services failed; look for the request id in their logs.")
 
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
@@ -102,7 +106,8 @@ def as_failure(error: Exception) -> Failure:
     if not isinstance(error, MoloraError):
         status, text = REFUSALS["INTERNAL"]
         return Failure(status, text, "INTERNAL")
-    status, text = UPSTREAM.get(error.code, OTHER_UPSTREAM)
+    known = UPSTREAM_REASONS.get(error.reason) or UPSTREAM.get(error.code)
+    status, text = known or OTHER_UPSTREAM
     # A proxy may answer in a server's place, and its reasons are not from our set.
     reason = error.reason if _REASON.fullmatch(error.reason) else error.code
     wait_s = error.retry_after_s

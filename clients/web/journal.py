@@ -72,12 +72,12 @@ class Journal:
 
 
 def marginals(entries: Iterable[Entry]) -> dict[str, float]:
-    """Mean gate of each expert over what the router decided; overrides are somebody else's choice.
+    """Mean gate of each expert over what the router gave; overrides are somebody else's choice.
 
     Returns:
-        Expert name to mean weight, sum 1; empty if the router decided nothing.
+        Expert name to mean weight, sum 1; empty if the router gave no gates.
     """
     override = DecisionReason.MANUAL_OVERRIDE.value
-    decided = [entry.gates for entry in entries if entry.reason != override]
+    decided = [entry.gates for entry in entries if entry.gates and entry.reason != override]
     names = sorted({name for gates in decided for name in gates})
     return {name: sum(gates.get(name, 0.0) for gates in decided) / len(decided) for name in names}

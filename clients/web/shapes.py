@@ -121,6 +121,7 @@ def decision_event(routed: Routed) -> dict[str, Any]:
         "reason": routed.reason.value,
         "confidence": routed.confidence,
         "entropy": routed.entropy,
+        "distance": routed.distance,
         "router_version": routed.router_version,
         "timings": asdict(routed.timings),
         "request_id": routed.request_id,

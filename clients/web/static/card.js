@@ -5,7 +5,7 @@ import { drawGates } from "./gates.js";
 const REASONS = {
   ROUTER: "the router's head alone",
   MANUAL_OVERRIDE: "an expert was forced",
-  AGENT_ACCEPTED: "the agent's choice was taken",
+  AGENT_ACCEPTED: "the agent agreed with the head or outweighed it",
   AGENT_VETOED: "the head overruled the agent",
   AGENT_FAST_PATH: "the agent was trusted without a look",
   TOP2_FALLBACK: "nobody was sure: two experts share",
@@ -60,10 +60,12 @@ export class Card {
     const count = Object.keys(decision.probabilities).length;
     const most = count > 1 ? ` of ${Math.log(count).toFixed(2)} nats` : " nats";
     this.show(".why").textContent = REASONS[decision.reason] ?? "";
-    fill(this.find(".facts"), [
+    const facts = [
       ["Confidence", decision.confidence.toFixed(3)],
       ["Entropy", `${decision.entropy.toFixed(3)}${most}`],
-    ]);
+    ];
+    if (decision.distance !== null) facts.push(["Distance", decision.distance.toFixed(3)]);
+    fill(this.find(".facts"), facts);
     this.drawGates(decision.gates, decision.probabilities);
     this.routeTimings = decision.timings;
   }

@@ -89,7 +89,7 @@ function fillChoices({ experts, router }) {
   offered = offer;
   const mode = router.mode ? ` (${router.mode})` : "";
   const groups = [
-    ["Router", [["{}", `router's own mode${mode}`], ...["soft", "top1", "top2"].map((one) => [JSON.stringify({ mode: one }), `router, ${one}`])]],
+    ["Router", [["{}", `router default${mode}`], ...["soft", "top1", "top2"].map((one) => [JSON.stringify({ mode: one }), `router, ${one}`])]],
     ["Manual override", experts.map(({ name, label }) => [JSON.stringify({ adapter: name }), label === null ? name : `${name} (label ${label})`])],
     ["No expert", [[JSON.stringify({ base_only: true }), "base only"]]],
   ];

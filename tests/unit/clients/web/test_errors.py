@@ -58,6 +58,11 @@ def test_a_reason_that_is_none_is_the_code():
         assert as_failure(NotFoundError("", reason=reason)).reason == "NOT_FOUND"
 
 
+def test_an_abstention_is_not_the_servers_fault():
+    failure = as_failure(FailedPreconditionError("", reason="ABSTAINED"))
+    assert (failure.status, failure.reason) == (422, "ABSTAINED")
+
+
 def test_when_to_try_again_is_in_whole_seconds():
     assert as_failure(ResourceExhaustedError("", retry_after_s=0.2)).retry_after_s == 1
     assert as_failure(ResourceExhaustedError("")).retry_after_s is None

@@ -9,7 +9,15 @@ import grpc
 from clients.web.errors import UPSTREAM
 from molora.v1 import executor_pb2, router_pb2, types_pb2
 from tests.support.bridge import RunningBridge, running_bridge
-from tests.support.stub_services import ANSWER, SCREEN, Fail, Reply, StubServices, completed
+from tests.support.stub_services import (
+    ANSWER,
+    SCREEN,
+    Fail,
+    Reply,
+    StubServices,
+    completed,
+    decision,
+)
 
 CANARY = "Quillabeth-Vantongeren"
 
@@ -85,6 +93,24 @@ class TestInspect:
         assert lines[-1]["applied"]["base_only"]
         assert not stub.seen("Route")
         assert stub.seen("Generate")[0].request.screen.data == SCREEN
+
+    def test_a_router_that_abstains_to_the_base(
+        self, bridge: RunningBridge, stub: StubServices, ask: dict[str, Any]
+    ) -> None:
+        chosen = decision(
+            gates=types_pb2.Gates(),
+            reason=types_pb2.DECISION_REASON_ABSTAINED,
+            abstention=types_pb2.ABSTENTION_OUTCOME_BASE,
+            distance=4.0,
+        )
+        reply = router_pb2.RouteResponse(decision=chosen, context_id="ctx-1", executor=stub.address)
+        stub.script["Route"] = [Reply((reply,))]
+        first, *_, last = bridge.post("/inspect", ask).lines
+        assert (first["reason"], first["gates"], first["distance"]) == ("ABSTAINED", {}, 4.0)
+        assert last["applied"]["base_only"]
+        [generate] = stub.seen("Generate")
+        assert generate.request.base_only
+        assert generate.request.screen.context_id == "ctx-1"
 
     def test_a_call_that_cannot_be_read(
         self, bridge: RunningBridge, stub: StubServices, ask: dict[str, Any]

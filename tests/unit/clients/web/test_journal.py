@@ -46,6 +46,7 @@ def test_marginals_are_the_mean_of_what_the_router_decided():
     journal.note(routed({"calendar": 1.0}))
     journal.note(routed({"calendar": 0.5, "claim-window": 0.5}))
     journal.note(routed({"desktop": 1.0}, DecisionReason.MANUAL_OVERRIDE))
+    journal.note(routed({}, DecisionReason.ABSTAINED))
     marginals = journal.as_json()["marginals"]
     assert marginals == pytest.approx({"calendar": 0.75, "claim-window": 0.25})
 

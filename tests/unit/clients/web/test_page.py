@@ -121,8 +121,7 @@ class TestAsking:
         ]
         assert "decode\n40 ms" in page.text(".phase-list")
         assert page.text("#announce") == (
-            "A, router's own mode (top1): left_click coordinate [498,385], then type text "
-            '"December".'
+            'A, router default (top1): left_click coordinate [498,385], then type text "December".'
         )
 
     def test_the_click_is_drawn_where_it_is(self, page: Page, stub: StubServices) -> None:
