@@ -77,7 +77,9 @@ class Guard:
         except BridgeError as error:
             await self._answer(error, scope, receive, sent)
         except ClientDisconnect:
+            # Nobody reads what was answered on the way here.
             sent.status = 499
+            scope["molora.reason"] = "CALLER_LEFT"
         except Exception as error:
             log("crash", **where(error))
             if not sent.status:

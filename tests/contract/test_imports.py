@@ -49,6 +49,11 @@ def test_command_line_starts_without_the_heavy_rooms():
     assert not loaded_by("clients.cli.tree") & (HEAVY | {"executor_service", "router_service"})
 
 
+def test_bridge_needs_the_sdk_and_no_other_room():
+    rooms = {"service_chassis", "executor_service", "router_service", "training", "pydantic"}
+    assert not loaded_by("clients.web.server") & (HEAVY | rooms)
+
+
 def test_router_runs_without_torch():
     assert not loaded_by("router_service.server") & {"torch", "transformers", "peft", "PIL"}
 

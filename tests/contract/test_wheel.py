@@ -45,6 +45,8 @@ def test_wheel_holds_the_packages_under_the_names_that_are_imported(wheel):
         "molora/v1/router.proto",
         "molora_client/__init__.py",
         "clients/cli/app.py",
+        "clients/web/app.py",
+        "clients/web/static/index.html",
         "service_chassis/server.py",
         "router_service/__main__.py",
         "executor_service/__main__.py",

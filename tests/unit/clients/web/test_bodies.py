@@ -82,7 +82,7 @@ class TestBodies:
             client.sendall(head.encode() + body)
             until(lambda: stub.seen("Predict"))
         [line] = log.lines(1)
-        assert (line["path"], line["status"]) == ("/", 499)
+        assert (line["path"], line["status"], line["reason"]) == ("/", 499, "CALLER_LEFT")
 
 
 def refused_early(bridge: RunningBridge, sent: bytes) -> tuple[int, str]:
