@@ -16,7 +16,7 @@ import pytest
 
 from molora.v1 import types_pb2
 from tests.support.certificates import Authority, write_server
-from tests.support.processes import running
+from tests.support.processes import environment, running
 from tests.support.services import Services, services
 
 ROOT = Path(__file__).parents[2]
@@ -211,3 +211,56 @@ def test_the_metrics_that_are_named_exist(said: dict[str, str], both: Services) 
     named = set(re.findall(r"`((?:grpc_server|molora)_[a-z_]+)", section))
     assert named == exist
     assert 'molora_overrides_total{kind="expert"} 2.0' in shown, "one of them by Score"
+
+
+def doctor(*arguments: str, **environ: str) -> tuple[int, dict[str, Any]]:
+    """The exit code of `molora doctor --json` as a process, and what it found by check."""
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.cli.app", "doctor", "--json", *arguments],
+        env=environment(environ),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, {one["check"]: one for one in json.loads(done.stdout)["checks"]}
+
+
+def settings_of(both: Services) -> dict[str, str]:
+    """What the running services were told, as variables."""
+    ports = {
+        f"MOLORA_{name}_{kind}PORT": address.rpartition(":")[2]
+        for name, server in (("EXECUTOR", both.executor), ("ROUTER", both.router))
+        for kind, address in (("", server.address), ("METRICS_", server.metrics_address))
+    }
+    return ports | {
+        "MOLORA_EXECUTOR_MODEL": str(both.base),
+        "MOLORA_EXECUTOR_EXPERTS_ROOT": str(both.experts_root),
+        "MOLORA_ROUTER_BUNDLE": str(both.bundle),
+        "MOLORA_ROUTER_EXECUTOR": both.executor.address,
+    }
+
+
+def test_doctor_asks_servers_that_run(both: Services) -> None:
+    code, checks = doctor(**settings_of(both))
+    assert code == 0, checks
+    assert {one["state"] for one in checks.values()} == {"ok"}
+    for service in ("executor", "router"):
+        assert checks[f"{service}: starts"]["found"] == "it runs already"
+        assert f"is the running {service}'s" in checks[f"{service}: gRPC port"]["found"]
+    assert checks["experts"]["found"] == "calendar, claim-window"
+    assert checks["decision"]["found"].startswith("ROUTER: ")
+    assert checks["golden request"]["found"].startswith("calendar answers twice the same")
+    # The router is asked at its address, not at that of the executor's settings.
+    code, checks = doctor("router", **settings_of(both))
+    assert code == 0, checks
+
+
+def test_doctor_starts_what_does_not_run(both: Services) -> None:
+    free = {name: "0" for name in settings_of(both) if name.endswith("PORT")}
+    code, checks = doctor(**{**settings_of(both), **free})
+    assert code == 0, checks
+    for service in ("executor", "router"):
+        assert checks[f"{service}: starts"]["found"] == "on trial, with everything loaded"
+    assert checks["golden request"]["state"] == "ok"
