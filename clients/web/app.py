@@ -53,6 +53,8 @@ def make_app(settings: WebSettings) -> ASGIApp:
                 allow_origins=settings.allowed_origins,
                 allow_methods=("GET", "POST"),
                 allow_headers=("content-type",),
+                # A page of the public web asks so before it may call this machine.
+                allow_private_network=True,
                 expose_headers=("x-request-id",),
             )
         ],

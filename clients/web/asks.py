@@ -141,9 +141,11 @@ def decode_image(value: object) -> bytes:
 def _prompt(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise BridgeError("PROMPT_MISSING")
-    # JSON can write half a surrogate pair, which is no text and fits into no message.
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise BridgeError("PROMPT_MISSING")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # JSON can write half a surrogate pair, which is no text and fits into no message.
+        raise BridgeError("PROMPT_MISSING") from None
     return value
 
 

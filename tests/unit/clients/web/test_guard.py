@@ -49,9 +49,11 @@ class TestOrigins:
                 "Origin": mine,
                 "Access-Control-Request-Method": "POST",
                 "Access-Control-Request-Headers": "content-type",
+                "Access-Control-Request-Private-Network": "true",
             }
             answered = bridge.ask("OPTIONS", "/infer_web", headers=preflight)
             assert answered.status == 200
+            assert answered.headers["access-control-allow-private-network"] == "true"
             assert "POST" in answered.headers["access-control-allow-methods"]
             assert bridge.post("/", ask, Origin="https://other.example").status == 403
             # What a proxy in front of the bridge passes on.
