@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from router_service.core import Features, HeadOutput, Vector
@@ -66,37 +66,43 @@ class Head:
             BAD_FEATURES is a vector of another length or with a value that is not finite, which
             is never filled in; BAD_LOGITS an output that is not finite.
         """
-        judged: list[HeadOutput | Internal | None] = [self._problem(each) for each in batch]
-        rows = [row for row, problem in enumerate(judged) if problem is None]
+        shapes = [(dim,) for dim in self._dims.values()]
+        rows = [n for n, each in enumerate(batch) if [each.text.shape, each.vision.shape] == shapes]
+        judged: dict[int, HeadOutput | Internal] = {}
         if rows:
             text = np.stack([batch[row].text for row in rows])
             vision = np.stack([batch[row].vision for row in rows])
-            for row, output in zip(rows, self._run(text, vision), strict=True):
-                judged[row] = output
-        return [each for each in judged if each is not None]
+            finite = _finite_rows(text) & _finite_rows(vision)
+            outputs = self._run(text, vision)
+            judged = {row: outputs[n] for n, row in enumerate(rows) if finite[n]}
+        return [judged.get(row) or self._bad_features(each) for row, each in enumerate(batch)]
 
-    def _problem(self, features: Features) -> Internal | None:
-        for name, dim in self._dims.items():
-            vector: Vector = getattr(features, name)
-            if vector.shape != (dim,) or not np.isfinite(vector).all():
-                return Internal(
-                    "BAD_FEATURES",
-                    "The executor's features have another size or are not finite.",
-                    input=name,
-                )
-        return None
+    def _bad_features(self, features: Features) -> Internal:
+        fits = features.text.shape == (self._dims["text"],) and np.isfinite(features.text).all()
+        return Internal(
+            "BAD_FEATURES",
+            "The executor's features have another size or are not finite.",
+            input="vision" if fits else "text",
+        )
 
     def _run(self, text: Vector, vision: Vector) -> list[HeadOutput | Internal]:
-        outputs = self._session.run(self._outputs, {"text": text, "vision": vision})
-        logits: Vector = outputs[0]  # [n, K]
-        distances: Vector | None = outputs[1] if len(outputs) > 1 else None  # [n]
-        if logits.shape != (len(text), self._experts) or not (
-            distances is None or distances.shape == (len(text),)
+        found: list[Vector] = self._session.run(self._outputs, {"text": text, "vision": vision})
+        rows, logits = len(text), found[0]  # [n, K]
+        distances = found[1] if len(found) > 1 else None  # [n]
+        if logits.shape != (rows, self._experts) or (
+            distances is not None and distances.shape != (rows,)
         ):
             raise Internal("BAD_LOGITS", _UNUSABLE)
+        usable = _finite_rows(logits)
+        measured: list[float | None] = [None] * rows
+        if distances is not None:
+            usable = usable & np.isfinite(distances)
+            measured = distances.tolist()
         return [
-            _checked(HeadOutput(logits[row], None if distances is None else float(distances[row])))
-            for row in range(len(text))
+            HeadOutput(logits[row], measured[row])
+            if row_is_usable
+            else Internal("BAD_LOGITS", _UNUSABLE)
+            for row, row_is_usable in enumerate(usable.tolist())
         ]
 
     def _check_inputs(self) -> None:
@@ -132,9 +138,9 @@ class Head:
             ) from error
 
 
-def _checked(output: HeadOutput) -> HeadOutput | Internal:
-    usable = np.isfinite(output.logits).all() and math.isfinite(output.distance or 0.0)
-    return output if usable else Internal("BAD_LOGITS", _UNUSABLE)
+def _finite_rows(values: Vector) -> npt.NDArray[np.bool_]:
+    finite: npt.NDArray[np.bool_] = np.isfinite(values).min(axis=1)
+    return finite
 
 
 def _open(model: bytes) -> onnxruntime.InferenceSession:

@@ -66,7 +66,7 @@ class AgentModel:
     Attributes:
         weight: Exponent of the agent's distribution where it is pooled with the head's.
         reliability: Share of its hints that were right; stands in where a hint has no confidence.
-        ceiling: The largest confidence that is believed, and one minus the smallest.
+        ceiling: The largest confidence that is believed.
         source: `measured` (on records with an agent's hints) or `simulated`.
         why: For the operator.
     """
@@ -84,7 +84,8 @@ class AgentModel:
             raise ValueError("the agent's weight must be finite and not negative")
         if not 0 <= self.reliability <= 1:
             raise ValueError("the agent's reliability must be in [0, 1]")
-        # At 1, an agent and a head that exclude each other's expert would leave nothing to pool.
+        # At 1, an agent and a head that exclude each other's expert would leave nothing to pool;
+        # at less than 0.5, it could be less than an even share of two.
         if not 0.5 <= self.ceiling < 1:
             raise ValueError("the agent's ceiling must be in [0.5, 1)")
         if self.source not in ("measured", "simulated"):

@@ -144,8 +144,10 @@ class Policy:
         """
         scores = output.logits.astype(np.float64)
         probabilities = softmax(scores, ask.temperature)
-        # Masked before the softmax, so that what remains never underflows to nothing.
-        heard = softmax(np.where(ask.allowed, scores, -np.inf), ask.temperature)
+        heard = probabilities
+        if not all(ask.allowed):
+            # Masked before the softmax, so that what remains never underflows to nothing.
+            heard = softmax(np.where(ask.allowed, scores, -np.inf), ask.temperature)
         weights, reason = self._weigh(ask, heard, output.distance)
         return Decision(
             gates=self._named(weights),

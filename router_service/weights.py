@@ -53,14 +53,15 @@ def reduce_weights(weights: Weights, mode: Mode) -> Weights:
 def pool(heard: Weights, hinted: int, confidence: float, weight: float, ceiling: float) -> Weights:
     """The head's distribution p and the agent's q, pooled log-linearly: p * q^weight / sum.
 
-    q gives the agent's confidence to its expert and shares the rest evenly among the others. With
+    q gives the agent's confidence to its expert and shares the rest evenly among the others. Less
+    than an even share is taken for that share: to name an expert is not to advise against it. With
     weight 1 this is Bayes' rule for an agent that errs independently of the head; a fitted weight
     makes up for one that does not (Genest and Zidek 1986).
 
     Args:
         heard: [K], p: the head's distribution after masking.
         hinted: The agent's expert.
-        confidence: In [0, 1]; drawn into [1 - ceiling, ceiling].
+        confidence: In [0, 1]; more than the ceiling is taken for the ceiling.
         weight: Not negative; 0 leaves p.
         ceiling: In [0.5, 1).
 
@@ -69,7 +70,7 @@ def pool(heard: Weights, hinted: int, confidence: float, weight: float, ceiling:
     """
     if len(heard) == 1:
         return heard
-    believed = min(max(confidence, 1 - ceiling), ceiling)
+    believed = min(max(confidence, 1 / len(heard)), ceiling)
     said = np.full(len(heard), (1 - believed) / (len(heard) - 1))
     said[hinted] = believed
     with np.errstate(divide="ignore"):

@@ -5,7 +5,12 @@ Knows the contract's messages; knows no rule of the policy and no channel.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from molora.v1 import executor_pb2, router_pb2, types_pb2
 from router_service.core import (
@@ -17,6 +22,7 @@ from router_service.core import (
     LoadedExpert,
     Mode,
     Options,
+    Vector,
 )
 from router_service.errors import InvalidArgument
 from router_service.manifest import AgentModel, Manifest
@@ -74,14 +80,27 @@ def read_options(request: RoutingRequest) -> Options:
 
 def read_features(reply: executor_pb2.ExtractFeaturesResponse) -> Features:
     """The executor's features, unchecked."""
+    text, vision = _floats(reply, "text_features"), _floats(reply, "vision_features")
     return Features(
-        text=np.array(reply.text_features, np.float32),
-        vision=np.array(reply.vision_features, np.float32),
+        text=text,
+        vision=vision,
         feature_spec=reply.feature_spec,
         model=reply.model,
         expert_set=reply.expert_set,
         context_id=reply.context_id,
     )
+
+
+def _floats(message: Message, field: str) -> Vector:
+    """A packed float field as an array, by its bytes on the wire.
+
+    As Python floats, the features of an 8B model would take longer than all else the router does.
+    """
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    # Parsed as a message without fields, every field is kept as an unknown one.
+    parts: Any = UnknownFieldSet(Empty.FromString(message.SerializeToString()))
+    found = [part.data for part in parts if part.field_number == number]
+    return np.frombuffer(b"".join(found), np.dtype("<f4"))
 
 
 def read_info(reply: executor_pb2.GetServerInfoResponse) -> ExecutorInfo:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from training.thresholds import (
@@ -41,6 +41,7 @@ class TestClopperPearson:
             expected, abs=5e-5
         )
 
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.integers(1, 400), st.data(), st.floats(0.5, 0.999))
     def test_so_few_mistakes_have_just_that_probability(
         self, cases: int, data: st.DataObject, confidence: float
