@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clients.cli import connection, output
-from clients.cli.connection import Json
+from clients.cli import connection, evaluation, output
+from clients.cli.connection import TimeoutS, TlsCa, TokenFile
+from clients.cli.evaluation import STDOUT, Asked
 from clients.cli.exits import refused_input
 
 if TYPE_CHECKING:
@@ -16,9 +17,36 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    records: Annotated[
+        Path | None,
+        typer.Argument(help="JSONL file of labelled records; unset: the miniature's held-out."),
+    ] = None,
+    images_root: Annotated[
+        Path | None, typer.Option(help="What image paths are relative to; unset: the file's.")
+    ] = None,
+    cases: Annotated[
+        int | None, typer.Option(min=1, help="At most so many, experts in turn; unset: all.")
+    ] = None,
+    router: Annotated[
+        str | None, typer.Option(help="Address of the router; unset: the miniature is started.")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Address of the executor; with --router.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Cases at once; unset: the executor's slots.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a stage 2 or 3 run to list; repeatable.")
+    ] = None,
     features: Annotated[
-        Path, typer.Option(help="Feature cache of labelled cases, see `molora train features`.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Feature cache of labelled cases, see `molora train features`: measure the "
+            "bundle's judgement on it; without RECORDS, that alone."
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Folder of the router bundle; unset: the miniature's.")
     ] = None,
@@ -33,12 +61,63 @@ def evaluate(
         typer.Option(help="Where records carry no agent's hints: one that is right this often."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for a page with plots and a JSON file.")
+        Path | None, typer.Option(help="Folder for pages with plots, and a JSON file of judgement.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of cases and simulated agents.")] = 0,
-    as_json: Json = False,
+    seed: Annotated[int, typer.Option(help="Of the choice of cases and all that is random.")] = 0,
+    timeout_s: TimeoutS = connection.TIMEOUT_S,
+    tls_ca: TlsCa = None,
+    token_file: TokenFile = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="JSON for machines; - is stdout.")
+    ] = None,
 ) -> None:
-    """Measure the router's judgement on held-out cases; fit what it acts on."""
+    """Answer labelled cases in every mode, and measure the router's judgement.
+
+    Asks a running router and executor, or starts the miniature's.
+    """
+    if fit_thresholds and features is None:
+        raise typer.BadParameter("--fit-thresholds needs --features")
+    if bundle is not None and router is not None and features is None:
+        raise typer.BadParameter("the router that --router names has a bundle of its own")
+    live = records is not None or features is None
+    asked = Asked(
+        records, images_root, cases, router, executor, bundle, run or (), concurrency,
+        max_new_tokens, seed, timeout_s, tls_ca, token_file,
+    )  # fmt: skip
+    judgement, page = None, None
+    if features is not None:
+        judgement, page = _judge(
+            features, bundle, report, fit=fit_thresholds, max_risk=max_risk,
+            reliability=simulated_agent, seed=seed,
+        )  # fmt: skip
+    found = evaluation.evaluate_live(asked, as_json=json_file == STDOUT) if live else None
+    if found and report:
+        page = evaluation.write_page(found, report, judgement)
+    if json_file is not None:
+        stated: dict[str, Any] = found.to_json() if found else {}
+        stated |= {"judgement": judgement, "report": page}
+        evaluation.write_json(json_file, connection.plain(stated))
+    if json_file == STDOUT:
+        return
+    if found:
+        evaluation.show(found)
+    if judgement:
+        _show(judgement)
+    if page:
+        output.console.print(f"report in {page}", markup=False)
+
+
+def _judge(
+    features: Path,
+    bundle: Path | None,
+    report: Path | None,
+    *,
+    fit: bool,
+    max_risk: float,
+    reliability: float | None,
+    seed: int,
+) -> tuple[Judgement, Path | None]:
+    """Fits the bundle if that is asked for, measures its judgement, and writes its page."""
     with refused_input():
         from router_service.errors import BundleError
         from router_service.settings import EMBEDDED_BUNDLE
@@ -47,21 +126,14 @@ def evaluate(
 
         folder = bundle or EMBEDDED_BUNDLE
         try:
-            if fit_thresholds:
-                fit_bundle(
-                    folder, features, max_risk=max_risk, reliability=simulated_agent, seed=seed
-                )
+            if fit:
+                fit_bundle(folder, features, max_risk=max_risk, reliability=reliability, seed=seed)
             measured, cases = read_bundle_cases(folder, features, seed)
         except BundleError as error:
             raise ValueError(str(error)) from None
         judgement = judge(measured, cases, max_risk, seed)
         page = write_judgement(judgement, report) if report else None
-    if as_json:
-        output.print_json(connection.plain({"judgement": judgement, "report": page}))
-        return
-    _show(judgement)
-    if page:
-        output.console.print(f"report in {page}", markup=False)
+    return judgement, page
 
 
 def _show(judgement: Judgement) -> None:

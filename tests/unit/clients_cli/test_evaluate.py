@@ -36,7 +36,7 @@ def test_it_fits_and_stores(molora, bundle, features, tmp_path):
 
 def test_without_the_flag_nothing_is_stored(molora, bundle, features):
     before = load_bundle(bundle)
-    done = molora("evaluate", "--features", features, "--bundle", bundle, "--json")
+    done = molora("evaluate", "--features", features, "--bundle", bundle, "--json", "-")
     assert done.exit_code == 0, done.stderr
     assert load_bundle(bundle) == before
     stated = json.loads(done.stdout)

@@ -1,0 +1,175 @@
+"""The part of `molora evaluate` that asks live services. Knows how to run it and show its numbers.
+
+What is asked and counted is the training room's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from clients.cli import output
+from clients.cli.exits import failed_calls, refused_input
+from molora_client import AsyncMolora, Tls
+
+if TYPE_CHECKING:
+    from training.evaluation.core import Case
+    from training.evaluation.evaluation import Evaluation
+    from training.evaluation.run import Run
+    from training.evaluation.services import Addresses
+    from training.judgement_report import Judgement
+
+STDOUT = Path("-")
+PAGE = "evaluation.html"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the flags say about a live evaluation.
+
+    Attributes:
+        records: None for the miniature's held-out ones.
+        cases: At most so many; None for all.
+        router: Address; with `executor` or not at all.
+        bundle: Of the router that is started where there are no addresses.
+        runs: Folders of training runs to tabulate.
+        concurrency: Cases at once; None for as many as the executor has slots.
+    """
+
+    records: Path | None
+    images_root: Path | None
+    cases: int | None
+    router: str | None
+    executor: str | None
+    bundle: Path | None
+    runs: Sequence[Path]
+    concurrency: int | None
+    max_new_tokens: int
+    seed: int
+    timeout_s: float
+    tls_ca: Path | None
+    token_file: Path | None
+
+    def __post_init__(self) -> None:
+        if (self.router is None) != (self.executor is None):
+            raise typer.BadParameter(
+                "--router and --executor go together; without both, the miniature is started"
+            )
+
+
+def evaluate_live(asked: Asked, *, as_json: bool) -> Evaluation:
+    """Runs the evaluation.
+
+    Raises:
+        typer.Exit: 2 for records or runs that cannot be used, 64 + the gRPC code for a failed
+            call, 1 if the services did not start.
+    """
+    from training.demo.server import ServerFailed
+    from training.evaluation.cases import HELD_OUT, read_cases
+    from training.evaluation.evaluation import evaluated
+    from training.evaluation.runs import read_run
+
+    with failed_calls(as_json), refused_input():
+        runs = [read_run(folder) for folder in asked.runs]
+        records = asked.records or HELD_OUT
+        cases = read_cases(records, asked.images_root, asked.cases, asked.seed)
+        try:
+            with _services(asked) as addresses:
+                run = asyncio.run(_run(asked, addresses, cases))
+        except ServerFailed as error:
+            output.error(str(error))
+            raise typer.Exit(1) from None
+    return evaluated(run, runs)
+
+
+def write_page(evaluation: Evaluation, folder: Path, judgement: Judgement | None) -> Path:
+    """Writes the page into a folder.
+
+    Returns:
+        The page.
+    """
+    from training.evaluation.report import write_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(folder / PAGE, evaluation, judgement)
+    return folder / PAGE
+
+
+def write_json(file: Path, value: object) -> None:
+    """Writes a JSON file; `-` is stdout."""
+    if file == STDOUT:
+        output.print_json(value)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def show(evaluation: Evaluation) -> None:
+    """The rates, overall and by expert, on stdout."""
+    from training.evaluation.core import MODES
+    from training.evaluation.scores import WRONG
+
+    modes = (*MODES, WRONG)
+    parts = {"all": evaluation.whole, **evaluation.by_expert}
+    rows = []
+    for name, part in parts.items():
+        scores = [part.scores[mode].rate for mode in modes]
+        rows.append([name, part.cases, part.gate.value, *(s.value if s else None for s in scores)])
+    output.table(None, ("expert", "cases", "gate", *modes), rows)
+    whole, routing = evaluation.whole, evaluation.routing
+    headline = "  ".join(
+        f"{mode} / oracle {'none' if ratio is None else f'{ratio:.3f}'}"
+        for mode, ratio in whole.of_oracle.items()
+    )
+    error = f"{whole.calibrated.ece:.4f}" if whole.calibrated else "none"
+    output.console.print(
+        f"{headline}  macro-F1 {routing.macro_f1:.3f}  calibration error {error}  "
+        f"screens shuffled {routing.shuffled.own.value:.3f}  "
+        f"text blanked {routing.blanked.own.value:.3f}  {whole.vacuous} vacuous",
+        markup=False,
+    )
+
+
+@contextlib.contextmanager
+def _services(asked: Asked) -> Iterator[Addresses]:
+    from training.evaluation.services import Addresses, started
+
+    if asked.router is not None and asked.executor is not None:
+        yield Addresses(asked.router, asked.executor)
+        return
+    # Without this a SIGTERM would leave the two servers behind.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with started(asked.bundle) as addresses:
+            yield addresses
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def _run(asked: Asked, addresses: Addresses, cases: Sequence[Case]) -> Run:
+    from training.evaluation.run import run_cases
+
+    file = asked.token_file
+    token = file.read_text(encoding="utf-8").strip() if file else None
+    tls = Tls(ca_file=asked.tls_ca) if asked.tls_ca else None
+    with output.progress("cases") as progress:
+        async with AsyncMolora(
+            addresses.router, addresses.executor, token, tls, asked.timeout_s
+        ) as client:
+            return await run_cases(
+                client,
+                cases,
+                max_new_tokens=asked.max_new_tokens,
+                seed=asked.seed,
+                concurrency=asked.concurrency,
+                progress=progress,
+            )

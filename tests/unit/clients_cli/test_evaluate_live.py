@@ -1,0 +1,113 @@
+"""`molora evaluate` asks live services and writes JSON and a page."""
+
+import json
+
+import grpc
+import pytest
+
+from tests.support.evaluation import knowing, write_dataset
+from tests.support.feature_cache import write_calibrated
+from tests.support.router_bundle import head_model, write_bundle
+from tests.support.stub_services import Fail
+
+
+@pytest.fixture
+def asked(stub, tmp_path):
+    """The verb and its arguments, for services that know the right answers."""
+    knowing(stub)
+    records = write_dataset(tmp_path / "set")
+    return ("evaluate", records, "--router", stub.address, "--executor", stub.address)
+
+
+def test_json_and_page(molora, asked, tmp_path):
+    file, folder = tmp_path / "new" / "e.json", tmp_path / "report"
+    done = molora(*asked, "--json", file, "--report", folder)
+    assert done.exit_code == 0, done.stderr
+    stated = json.loads(file.read_text())
+    assert stated["gate_accuracy"] == stated["oracle_accuracy"] == stated["top1_accuracy"] == 1
+    assert stated["uniform_accuracy"] == stated["base_accuracy"] == 0
+    assert stated["wrong_expert_accuracy"] == 0
+    assert stated["of_oracle"] == {"top1": 1, "top2": 1, "soft": 1}
+    assert stated["ece"] == pytest.approx(0.1, abs=1e-6)
+    assert stated["controls"]["screens_shuffled"]["accuracy"]["value"] == 1
+    assert stated["cases"] == 4
+    assert stated["report"] == str(folder / "evaluation.html")
+    assert stated["judgement"] is None
+    assert (folder / "evaluation.html").is_file()
+    assert "top1 / oracle 1.000" in done.stdout
+    assert "claim-window" in done.stdout
+
+
+def test_a_dash_is_stdout_and_nothing_else_is_there(molora, asked):
+    done = molora(*asked, "--cases", 2, "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["cases"] == 2
+
+
+def test_without_addresses_the_services_are_started(molora, asked, stub, monkeypatch, tmp_path):
+    import contextlib
+
+    from training.evaluation import services
+
+    given = []
+
+    @contextlib.contextmanager
+    def started(bundle):
+        given.append(bundle)
+        yield services.Addresses(stub.address, stub.address)
+
+    monkeypatch.setattr(services, "started", started)
+    done = molora(*asked[:2], "--bundle", tmp_path, "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    assert given == [tmp_path]
+
+
+def test_the_judgement_of_a_bundle_beside_it(molora, asked, tmp_path):
+    bundle = write_bundle(tmp_path / "router", head_model(distance="distance").SerializeToString())
+    features = write_calibrated(tmp_path / "features", images=200)
+    folder = tmp_path / "report"
+    done = molora(
+        *asked, "--features", features, "--bundle", bundle, "--report", folder, "--json", "-"
+    )
+    assert done.exit_code == 0, done.stderr
+    stated = json.loads(done.stdout)
+    assert stated["judgement"]["cases"] == 150
+    assert stated["gate_accuracy"] == 1
+    assert 'href="judgement.html"' in (folder / "evaluation.html").read_text()
+    assert (folder / "judgement.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--router", "127.0.0.1:1"], "go together"),
+        (["--fit-thresholds"], "needs --features"),
+        (["--router", "h:1", "--executor", "h:2", "--bundle", "x"], "a bundle of its own"),
+        (["none.jsonl"], "is no file"),
+        (["--run", "none"], "is no run of stage 2 or 3"),
+    ],
+)
+def test_what_cannot_be_done(molora, flags, said):
+    done = molora("evaluate", *flags)
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_failed_call_ends_as_grpcurl_does(molora, asked, stub):
+    stub.script["GetServerInfo"] = [Fail(grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED")]
+    done = molora(*asked)
+    assert done.exit_code == 64 + 7
+    assert "NOT_ALLOWED" in done.stderr
+
+
+def test_services_that_do_not_start(molora, asked, monkeypatch):
+    from training.demo.server import ServerFailed
+    from training.evaluation import services
+
+    def started(bundle):
+        raise ServerFailed("executor_service ended with exit code 3")
+
+    monkeypatch.setattr(services, "started", started)
+    done = molora(*asked[:2])
+    assert done.exit_code == 1
+    assert "exit code 3" in done.stderr

@@ -1,0 +1,1 @@
+"""`molora evaluate`: every mode on labelled cases, asked of live services as a client would."""

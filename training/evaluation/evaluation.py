@@ -1,0 +1,165 @@
+"""An evaluation as a whole, and its form as JSON. Knows what is counted; shows nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from training.evaluation.core import CaseResult
+from training.evaluation.removal import Pruned, Removal, pruning, removals
+from training.evaluation.routing import Control, Routing, routing
+from training.evaluation.run import Run
+from training.evaluation.scores import Part, by, crossed, measure
+from training.scoring import Rate
+
+if TYPE_CHECKING:
+    from training.evaluation.runs import TrainingRun
+
+GROUPS: Mapping[str, Callable[[CaseResult], str]] = {
+    "source": lambda result: result.case.source,
+    "task type": lambda result: result.case.task_type,
+    "screen size": lambda result: f"{result.case.width}x{result.case.height}",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was found out.
+
+    Attributes:
+        experts: That the router knows, in its order.
+        whole: Over all the cases.
+        by_expert: Over the cases of each expert that has any.
+        groups: What cases are grouped by, to a group's name, to its numbers.
+        crossed: Case's expert to answering expert to the rate.
+        removals: One expert masked at a time.
+        pruning: Down to one expert.
+        runs: Training runs that are compared.
+        results: One a case.
+        environment: What ran.
+        seconds: From the first question to the last answer.
+    """
+
+    experts: tuple[str, ...]
+    whole: Part
+    by_expert: Mapping[str, Part]
+    routing: Routing
+    groups: Mapping[str, Mapping[str, Part]]
+    crossed: Mapping[str, Mapping[str, Rate | None]]
+    removals: tuple[Removal, ...]
+    pruning: tuple[Pruned, ...]
+    runs: tuple[TrainingRun, ...]
+    results: tuple[CaseResult, ...]
+    environment: Mapping[str, str]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the JSON file. No prompt, no path and no answer is in it."""
+        named = {name: self.by_expert[name] for name in self.experts if name in self.by_expert}
+        return {
+            **_part(self.whole),
+            "experts": {name: _part(part) for name, part in named.items()},
+            "router": _routing(self.routing, self.whole),
+            "controls": {
+                "screens_shuffled": _control(self.routing.shuffled),
+                "text_blanked": _control(self.routing.blanked),
+            },
+            "groups": {
+                what: {name: _part(part) for name, part in groups.items()}
+                for what, groups in self.groups.items()
+            },
+            "experts_on_cases_of": {
+                own: {name: _rate(rate) for name, rate in row.items()}
+                for own, row in self.crossed.items()
+            },
+            "masking": [_plain(each) for each in self.removals],
+            "pruning": [_plain(each) for each in self.pruning],
+            "training_runs": [_plain(run) for run in self.runs],
+            "results": [_result(result) for result in self.results],
+            "environment": dict(self.environment),
+            "seconds": self.seconds,
+        }
+
+
+def evaluated(run: Run, runs: Sequence[TrainingRun] = ()) -> Evaluation:
+    """Counts what was answered.
+
+    Args:
+        run: At least one case.
+        runs: Training runs to show beside it.
+    """
+    results, experts = run.results, run.experts
+    return Evaluation(
+        experts=experts,
+        whole=measure(results),
+        by_expert=by(results, lambda result: result.case.expert),
+        routing=routing(results, experts),
+        groups={what: by(results, key) for what, key in GROUPS.items()},
+        crossed=crossed(results, experts),
+        removals=removals(results, experts),
+        pruning=pruning(results, experts),
+        runs=tuple(runs),
+        results=results,
+        environment=run.environment,
+        seconds=run.seconds,
+    )
+
+
+def _part(part: Part) -> dict[str, Any]:
+    rates = {"gate": part.gate, **{mode: score.rate for mode, score in part.scores.items()}}
+    calibrated = part.calibrated
+    return {
+        "cases": part.cases,
+        "vacuous": part.vacuous,
+        "cut": part.cut,
+        **{f"{name}_accuracy": rate.value if rate else None for name, rate in rates.items()},
+        "of_oracle": part.of_oracle,
+        "ece": calibrated.ece if calibrated else None,
+        "entropy": calibrated.entropy if calibrated else None,
+        "counts": {f"{name}_accuracy": [r.passed, r.n] for name, r in rates.items() if r},
+        "wilson_95": {f"{name}_accuracy": list(r.interval) for name, r in rates.items() if r},
+        "loss": {mode: score.loss for mode, score in part.scores.items()},
+    }
+
+
+def _routing(routing: Routing, whole: Part) -> dict[str, Any]:
+    shown: dict[str, Any] = _plain(routing)
+    # The first two have a place of their own, the others are one number a case.
+    for name in ("shuffled", "blanked", "own_gates", "entropies"):
+        del shown[name]
+    return {**shown, "reliability": _plain(whole.calibrated.bins if whole.calibrated else ())}
+
+
+def _control(control: Control) -> dict[str, Any]:
+    return {"accuracy": _rate(control.own), "follows_screen": _rate(control.other)}
+
+
+def _rate(rate: Rate | None) -> dict[str, Any] | None:
+    if rate is None:
+        return None
+    return {"value": rate.value, "passed": rate.passed, "n": rate.n, "wilson_95": [*rate.interval]}
+
+
+def _result(result: CaseResult) -> dict[str, Any]:
+    answers = result.answers.items()
+    return {
+        "id": result.case.id,
+        "expert": result.case.expert,
+        "vacuous": result.case.vacuous,
+        "routed": result.chosen,
+        "passed": [mode for mode, answer in answers if answer and answer.right],
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rate):
+        return _rate(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return value
