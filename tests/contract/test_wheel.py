@@ -1,39 +1,16 @@
 import json
 import re
-import shutil
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.wheels import ROOT, built_wheel
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """Our wheel, built from a copy without stubs, as a fresh clone has it."""
-    copy = tmp_path_factory.mktemp("source")
-    shutil.copytree(
-        ROOT,
-        copy,
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns(
-            *(".venv", ".git", "*cache*", "runs", "artifacts", "tests", "samples", "*_pb2*")
-        ),
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (path,) = (copy / "dist").glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+def wheel() -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(built_wheel()) as archive:
         yield archive
 
 

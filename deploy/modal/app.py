@@ -1,0 +1,253 @@
+"""Serving and training on Modal, on the volume that holds the checkpoints.
+
+    modal run deploy/modal/app.py::fetch_base
+    modal run deploy/modal/app.py::train_router --records /checkpoints/routing/train.jsonl
+    modal run deploy/modal/app.py::molora --command "train expert --help"
+    modal run --detach deploy/modal/app.py::serve
+
+Knows Modal, the volume and our commands; knows no model and no message.
+
+TLS ends at Modal's tunnel and anybody may reach it, so the secret `molora-tokens` has to hold
+MOLORA_TOKENS: lines of a role and a token, as in a tokens file. Only the router is to be reached;
+clients use Predict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import modal
+
+if TYPE_CHECKING:
+    from training.demo.server import ServerProcess
+
+VOLUME = "claimhawk-checkpoints"
+MOUNT = "/checkpoints"
+BASE = f"{MOUNT}/Qwen3-VL-8B-Instruct"
+BASE_NAME = "Qwen/Qwen3-VL-8B-Instruct"
+BUNDLE = f"{MOUNT}/router"
+# What these variables are where the environment of `modal run` does not say.
+EXPERTS: Mapping[str, str] = {
+    "LORA_CALENDAR": f"{MOUNT}/calendar-tasks",
+    "LORA_CLAIM": f"{MOUNT}/claim-window",
+}
+GPU = os.environ.get("MOLORA_MODAL_GPU", "H100")
+PORT = 8443
+DAY_S = 24 * 60 * 60
+START_S = 1800.0
+
+# In the container this file is /root/app.py, and the rooms are installed.
+ROOT = Path(__file__).resolve().parents[2] if modal.is_local() else Path("/src")
+PARTS = (
+    *("LICENSE", "README.md", "hatch_build.py", "pyproject.toml"),
+    *("clients", "executor_service", "miniature", "protos"),
+    *("router_service", "service_chassis", "training"),
+)
+
+
+def image(extra: str) -> modal.Image:
+    """An image with torch and an extra of molora; built when it is first used."""
+    made = modal.Image.debian_slim(python_version="3.12").pip_install("torch>=2.11")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            ignored = ["**/__pycache__", "**/*_pb2*"]
+            made = made.add_local_dir(ROOT / part, f"/src/{part}", copy=True, ignore=ignored)
+        else:
+            made = made.add_local_file(ROOT / part, f"/src/{part}", copy=True)
+    own = {key: value for key, value in os.environ.items() if key.startswith("LORA_")}
+    return made.run_commands(f"pip install '/src[{extra}]'").env({**EXPERTS, **own})
+
+
+app = modal.App("molora")
+volume = modal.Volume.from_name(VOLUME)
+serving, training = image("executor,router"), image("training")
+here = {MOUNT: volume}
+
+
+@app.function(
+    image=serving,
+    gpu=GPU,
+    volumes=here,
+    secrets=[modal.Secret.from_name("molora-tokens", required_keys=["MOLORA_TOKENS"])],
+    timeout=DAY_S,
+    max_containers=1,
+)
+def serve(model: str = BASE, bundle: str = BUNDLE) -> int:
+    """Run both services until one ends or Modal stops the container.
+
+    Args:
+        model: Checkpoint directory on the volume.
+        bundle: The router's folder on the volume.
+
+    Returns:
+        The exit code of the server that ended.
+    """
+    from training.demo.server import ServerProcess
+
+    tokens = os.environ.get("MOLORA_TOKENS", "")
+    if not tokens.strip():
+        raise SystemExit("molora: the tunnel is public; put MOLORA_TOKENS into its secret")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "tokens").write_text(tokens, encoding="utf-8")
+        (folder / "tokens").chmod(0o600)
+        executor = stack.enter_context(_executor(model))
+        flags = ["--bundle", bundle, "--executor", executor.wait_listening(START_S)]
+        flags += ["--port", "0", "--tokens-file", str(folder / "tokens")]
+        own = {key: value for key, value in os.environ.items() if key != "MOLORA_TOKENS"}
+        router = stack.enter_context(
+            ServerProcess("router_service", flags, echo=_say, environment=own)
+        )
+        stack.enter_context(relayed(PORT, router.wait_listening(START_S)))
+        router.wait_serving(START_S)
+        tunnel = stack.enter_context(modal.forward(PORT, h2_enabled=True))
+        host, port = tunnel.tls_socket
+        _say(f"router at {host}:{port}, with TLS and a token: Molora(router=..., tls=Tls())")
+        return _until_one_ends(executor, router)
+
+
+@app.function(image=training, gpu=GPU, volumes=here, timeout=DAY_S)
+def train_router(
+    records: str, out: str = BUNDLE, model: str = BASE, cache: str = f"{MOUNT}/features"
+) -> int:
+    """Features of labelled records under the experts of the volume, then the router's head.
+
+    Args:
+        records: JSONL file on the volume.
+        out: Gets the bundle.
+        model: Checkpoint directory on the volume.
+        cache: Gets the features, and keeps them for the next time.
+
+    Returns:
+        0, or the exit code of the step that failed.
+    """
+    with _executor(model) as executor:
+        address = executor.wait_listening(START_S)
+        executor.wait_serving(START_S)
+        code = _run("train", "features", records, cache, "--executor", address)
+    if code == 0:
+        code = _run("train", "stage1", cache, out)
+    volume.commit()
+    return code
+
+
+@app.function(image=training, gpu=GPU, volumes=here, timeout=DAY_S)
+def molora(command: str) -> int:
+    """Any `molora` command beside the volume; what it writes there is kept.
+
+    Args:
+        command: Without `molora`, as typed in a shell.
+
+    Returns:
+        Its exit code.
+    """
+    code = _run(*shlex.split(command))
+    volume.commit()
+    return code
+
+
+@app.function(image=serving, volumes=here, timeout=DAY_S)
+def fetch_base(name: str = BASE_NAME, out: str = BASE) -> None:
+    """Download a checkpoint to the volume.
+
+    Args:
+        name: Of its repository.
+        out: Directory on the volume.
+    """
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(name, local_dir=out, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
+    volume.commit()
+
+
+@contextlib.contextmanager
+def relayed(port: int, target: str) -> Iterator[None]:
+    """Pass bytes between a port of the container and a server on its loopback.
+
+    Modal's examples listen on every address of the container; our servers do that with TLS only.
+
+    Args:
+        port: Where the tunnel arrives.
+        target: `host:port` on loopback.
+    """
+    host, _, number = target.rpartition(":")
+    listener = socket.create_server(("", port))
+
+    def accept() -> None:
+        while True:
+            try:
+                outside, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                inside = socket.create_connection((host, int(number)))
+            except OSError:
+                outside.close()
+                continue
+            threading.Thread(target=_join, args=(outside, inside), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # Closing alone does not wake a thread that waits in accept.
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def _join(outside: socket.socket, inside: socket.socket) -> None:
+    """Pass bytes both ways, until both ends have no more."""
+    with outside, inside:
+        back = threading.Thread(target=_copy, args=(inside, outside), daemon=True)
+        back.start()
+        _copy(outside, inside)
+        back.join()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
+def _executor(model: str) -> ServerProcess:
+    from training.demo.server import ServerProcess
+
+    # The secret is the router's alone.
+    own = {key: value for key, value in os.environ.items() if key != "MOLORA_TOKENS"}
+    flags = ["--model", model, "--port", "0"]
+    return ServerProcess("executor_service", flags, echo=_say, environment={**EXPERTS, **own})
+
+
+def _until_one_ends(*servers: ServerProcess) -> int:
+    """Wait; a server that ends by itself is a failure, whatever it says."""
+    while True:
+        for server in servers:
+            if server.exit_code is not None:
+                return abs(server.exit_code) or 1
+        time.sleep(0.2)
+
+
+def _run(*arguments: str) -> int:
+    command = [sys.executable, "-m", "clients.cli.app", *arguments]
+    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own interpreter
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,164 @@
+"""Dockerfile, compose and Kubernetes, as far as they can be held to the code without Docker."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from clients.cli.tree import app
+from executor_service.settings import ExecutorSettings
+from router_service.settings import RouterSettings
+from service_chassis.settings import ServerSettings, parse_settings
+from tests.support.certificates import Authority, write_server
+from tests.support.wheels import ROOT, built_wheel
+
+TARGETS = {"router": "50051", "executor": "50052", "all": "50051"}
+SETTINGS: dict[str, type[ServerSettings]] = {
+    "executor": ExecutorSettings,
+    "router": RouterSettings,
+}
+# What pip says where it reaches no index.
+NO_INDEX = ("No matching distribution", "Could not find a version", "ConnectionError")
+
+
+def read_stages() -> dict[str, list[tuple[str, str]]]:
+    """Instructions (name, rest) of each stage, with those of the stages below it."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    stages: dict[str, list[tuple[str, str]]] = {}
+    name = ""
+    for line in filter(None, text.replace("\\\n", " ").splitlines()):
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            below, _, name = rest.partition(" AS ")
+            stages[name] = list(stages.get(below, []))
+        else:
+            stages[name].append((instruction, " ".join(rest.split())))
+    return stages
+
+
+STAGES = read_stages()
+
+
+def last(target: str, instruction: str) -> str:
+    return [rest for name, rest in STAGES[target] if name == instruction][-1]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_is_checked_and_no_root(target: str) -> None:
+    assert last(target, "USER") == "10001"
+    command = json.loads(last(target, "HEALTHCHECK").partition("CMD ")[2])
+    assert command == ["python3", "-m", "service_chassis.probe", f"127.0.0.1:{TARGETS[target]}"]
+    *python, verb, service = json.loads(last(target, "ENTRYPOINT"))
+    assert python == ["python3", "-m", "clients.cli.app"]
+    assert service == target
+    commands: Any = get_command(app)
+    assert service in commands.commands[verb].commands
+    exposed = last(target, "EXPOSE").split()
+    for name, settings in SETTINGS.items():
+        for field in ("port", "metrics_port"):
+            default = str(settings.model_fields[field].default)
+            assert (default in exposed) == (target in (name, "all"))
+
+
+def test_what_the_build_copies_is_what_the_wheel_holds() -> None:
+    lines = (ROOT / ".dockerignore").read_text().split()
+    taken = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert lines[0] == "*"
+    assert all((ROOT / name).exists() for name in taken)
+    listed = re.search(r"only-include = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S)
+    assert listed
+    packages = {name.split("/")[0] for name in re.findall(r'"(.*?)"', listed[1])}
+    assert packages <= taken
+
+
+def test_the_router_s_install_line_brings_no_torch(tmp_path: Path) -> None:
+    """The line itself, as if nothing were installed; what it would install, it only says."""
+    [line] = [rest for name, rest in STAGES["router-packages"] if "pip install" in rest]
+    pip = f"{sys.executable} -m pip install --dry-run --ignore-installed --quiet --report report"
+    line = re.sub(r"--mount=\S+ ", "", line).replace("pip install", pip)
+    line = line.replace("/wheels", str(built_wheel().parent)).replace("/app", "app")
+    done = subprocess.run(
+        ["bash", "-euc", line],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if done.returncode and any(sign in done.stderr for sign in NO_INDEX):
+        pytest.skip("needs a package index: pip reaches none here")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report").read_text())
+    names = {one["metadata"]["name"].lower() for one in report["install"]}
+    assert {"molora", "onnxruntime", "numpy", "grpcio", "typer"} <= names
+    assert not names & {"torch", "transformers", "safetensors", "pillow", "peft", "onnx"}
+
+
+def parsed(service: str, environ: dict[str, str], monkeypatch: Any, folder: Path) -> ServerSettings:
+    """The settings that a container has, with files of this machine in the place of its own."""
+    authority = Authority()
+    files = write_server(folder, authority.issue())
+    (folder / "tokens").write_text("infer token\n")
+    own = {"TLS_CERT": files.certificate, "TLS_KEY": files.key, "TOKENS_FILE": folder / "tokens"}
+    for name, value in environ.items():
+        field = name.removeprefix(f"MOLORA_{service.upper()}_")
+        assert field.lower() in SETTINGS[service].model_fields
+        monkeypatch.setenv(name, str(own.get(field, value)))
+    return parse_settings(SETTINGS[service], [], service)
+
+
+def check_pair(executor: ServerSettings, router: ServerSettings) -> None:
+    """The executor is for its neighbour alone; the router is reached with TLS and a token."""
+    assert isinstance(router, RouterSettings)
+    assert (executor.host, router.host) == ("127.0.0.1", "0.0.0.0")
+    assert router.executor == f"{executor.host}:{executor.port}"
+    assert router.tls_files is not None
+    assert router.tokens_file is not None
+
+
+def test_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+    services = compose["services"]
+    assert services["router"]["network_mode"] == "service:executor"
+    found = {}
+    for name, service in services.items():
+        assert service["build"]["target"] == name
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        found[name] = parsed(name, service["environment"], monkeypatch, tmp_path)
+        assert int(service["stop_grace_period"].rstrip("s")) > found[name].drain_grace_s
+    check_pair(found["executor"], found["router"])
+    ports = {port.split(":")[1] for port in services["executor"]["ports"]}
+    assert ports == {str(found["router"].port), str(found["router"].metrics_port)}
+
+
+def test_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    documents = yaml.safe_load_all((ROOT / "deploy/kubernetes/molora.yaml").read_text())
+    deployment, service = documents
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    found = {}
+    for container in pod["containers"]:
+        name = container["name"]
+        environ = {one["name"]: one["value"] for one in container["env"]}
+        found[name] = parsed(name, environ, monkeypatch, tmp_path)
+        probe = container["readinessProbe"]["exec"]["command"]
+        assert probe[-1] == f"127.0.0.1:{found[name].port}"
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        mounts = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounts <= {volume["name"] for volume in pod["volumes"]}
+    check_pair(found["executor"], found["router"])
+    assert pod["terminationGracePeriodSeconds"] > found["router"].drain_grace_s
+    [router] = [one for one in pod["containers"] if one["name"] == "router"]
+    ports = {port["name"]: port["containerPort"] for port in router["ports"]}
+    assert ports == {"grpc": found["router"].port, "metrics": found["router"].metrics_port}
+    assert service["spec"]["ports"][0]["targetPort"] in ports
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
