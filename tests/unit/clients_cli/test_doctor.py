@@ -105,14 +105,24 @@ def test_ports():
     assert checks.check_port("127.0.0.1", 0, "gRPC", "router", runs=False).state is State.OK
 
 
-def checkpoint(folder: Path) -> ExecutorSettings:
-    """The 8B's shape, with as many bytes of weights as a hundredth of it has."""
+def checkpoint(folder: Path, weights_bytes: int = 175_000_000) -> ExecutorSettings:
+    """The 8B's shape; the weights are a hole in a file."""
     text = {"num_hidden_layers": 36, "num_key_value_heads": 8, "head_dim": 128}
     text |= {"max_position_embeddings": 262_144, "dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps({"text_config": text}))
     with (folder / "model.safetensors").open("wb") as weights:
-        weights.truncate(175_000_000)
+        weights.truncate(weights_bytes)
     return ExecutorSettings(model=folder)
+
+
+def test_the_memory_that_the_guide_tells(tmp_path):
+    text = (Path(__file__).parents[3] / "docs/OPERATIONS.md").read_text()
+    settings = checkpoint(tmp_path, weights_bytes=17_500_000_000)
+    small = ExecutorSettings(model=tmp_path, slots=2, slot_tokens=4096)
+    needed = [checks.needed_bytes(one, on_cuda=True) / 2**30 for one in (settings, small)]
+    assert "(8 slots of 8,704 tokens) that is\n27 GiB" in text
+    assert "`--slots 2 --slot-tokens 4096` it is 18 GiB" in text
+    assert [round(one) for one in needed] == [27, 18]
 
 
 def test_memory(tmp_path, monkeypatch):
