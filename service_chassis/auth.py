@@ -27,6 +27,7 @@ class Role(enum.Enum):
 
 
 AuthTable = Mapping[str, Role]
+_FINGERPRINT_CHARS = 16
 
 # The methods that the chassis itself registers on every server.
 CHASSIS_AUTH: AuthTable = {
@@ -110,6 +111,23 @@ def watch_tokens(path: Path) -> Watched[TokenTable]:
         ValueError: It is no tokens file.
     """
     return Watched("tokens", [path], lambda: TokenTable.read(path))
+
+
+def caller(tokens: Sequence[str], certificates: Sequence[bytes]) -> str:
+    """Who calls, without a secret: `token:` or `certificate:` and a fingerprint, or `anonymous`.
+
+    Args:
+        tokens: The `authorization` headers whose token was checked; empty where none is asked for.
+        certificates: The client's certificate in PEM, if it has shown one.
+
+    Returns:
+        Of a token, what `printf %s TOKEN | sha256sum | cut -c-16` prints.
+    """
+    if tokens:
+        return f"token:{_digest(tokens[0].partition(' ')[2]).hex()[:_FINGERPRINT_CHARS]}"
+    if certificates:
+        return f"certificate:{hashlib.sha256(certificates[0]).hexdigest()[:_FINGERPRINT_CHARS]}"
+    return "anonymous"
 
 
 def require(needed: Role, granted: frozenset[Role]) -> None:

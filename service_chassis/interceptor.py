@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from service_chassis import status
-from service_chassis.auth import CHASSIS_AUTH, AuthTable, Role, TokenTable, require
+from service_chassis.auth import CHASSIS_AUTH, AuthTable, Role, TokenTable, caller, require
 from service_chassis.errors import Internal, PermissionDenied, ServiceError, Unimplemented
 from service_chassis.logging import describe_exception
 from service_chassis.metrics import ServerMetrics
@@ -52,6 +52,7 @@ class _Call:
     request_id: str = ""
     started_s: float = field(default_factory=time.monotonic)
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    checked: Sequence[str] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -107,7 +108,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             )
         if self._tokens is not None and needed is not Role.PUBLIC:
             offered = call.metadata.get("authorization", [])
-            require(needed, self._tokens.current().roles(offered))
+            granted = self._tokens.current().roles(offered)
+            call.checked = offered
+            require(needed, granted)
         return handler
 
     def _refusing(self, call: _Call, refusal: ServiceError) -> Handler:
@@ -158,6 +161,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Run one call to its single status; leave one log line and one count behind."""
         call.request_id = _request_id(call.metadata, request)
+        certificates = context.auth_context().get("x509_pem_cert", ())
+        call.facts["caller"] = caller(call.checked, list(certificates))
         self._metrics.call_started(call.service, call.method)
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -64,7 +65,7 @@ def _own_certificate(address: str) -> tuple[str, str] | None:
             socket.create_connection(target, timeout=_PATIENCE_S) as plain,
             trust.wrap_socket(plain) as secured,
         ):
-            facts = secured.getpeercert() or {}
+            facts: dict[str, Any] = secured.getpeercert() or {}
     except OSError:
         return None
     names = [str(name) for _, name in facts.get("subjectAltName", ())]

@@ -155,7 +155,11 @@ def check_memory(settings: ExecutorSettings) -> Finding:
     import torch
 
     check, on_cuda = "executor: memory", torch.cuda.is_available() and settings.device != "cpu"
-    needed = needed_bytes(settings, on_cuda=on_cuda)
+    try:
+        needed = needed_bytes(settings, on_cuda=on_cuda)
+    except (KeyError, TypeError, ValueError):
+        remedy = "copy the checkpoint again; its config.json is not that of a Qwen3-VL"
+        return Finding(check, State.FAILED, "cannot be worked out", remedy, NOT_LOADABLE)
     free = torch.cuda.mem_get_info()[0] if on_cuda else _available_bytes()
     if free is None:
         return skipped(check, f"about {_size(needed)} needed, unknown how much is free")
@@ -185,9 +189,9 @@ def needed_bytes(settings: ExecutorSettings, *, on_cuda: bool) -> int:
     scalar = _SCALARS[served]
     weights = _weights_bytes(settings.model) * scalar // _SCALARS.get(stored, scalar)
     head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-    per_token = text["num_hidden_layers"] * 2 * text["num_key_value_heads"] * head * scalar
+    per_token: int = text["num_hidden_layers"] * 2 * text["num_key_value_heads"] * head * scalar
     wanted = settings.slot_tokens or settings.max_prompt_tokens + settings.max_new_tokens
-    tokens = min(wanted, text["max_position_embeddings"]) * settings.slots
+    tokens = min(wanted, int(text["max_position_embeddings"])) * settings.slots
     return weights + per_token * tokens + settings.context_bytes + settings.prefix_bytes
 
 

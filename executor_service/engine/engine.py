@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
+
 from executor_service.engine.contexts import ContextCache
 from executor_service.engine.inputs import Context, Tools
 from executor_service.engine.jobs import FeaturesJob, RequestJob
@@ -37,6 +39,7 @@ from executor_service.engine.work import (
 from executor_service.engine.worker import Job, Worker
 
 Result = TypeVar("Result")
+_log = structlog.get_logger()
 
 
 class Engine:
@@ -154,8 +157,7 @@ class Engine:
         """
         check_name(name)
         state = await self._registry.load(name, resolve_adapter(self._experts_root, path))
-        self._metrics.loaded(self._registry.current.names)
-        return state
+        return self._changed("load", state)
 
     async def unload_expert(self, name: str, expected_generation: int | None) -> ExpertState:
         """Remove an expert once no request holds it.
@@ -164,9 +166,7 @@ class Engine:
             ServiceError: It is refused; nothing has changed.
         """
         self._check_known(name)
-        state = await self._registry.unload(name, expected_generation)
-        self._metrics.loaded(self._registry.current.names)
-        return state
+        return self._changed("unload", await self._registry.unload(name, expected_generation))
 
     async def reload_expert(self, name: str, path: str, expected_generation: int) -> ExpertState:
         """Replace an expert; an empty path reads where it came from.
@@ -176,7 +176,8 @@ class Engine:
         """
         self._check_known(name)
         directory = resolve_adapter(self._experts_root, path) if path else None
-        return await self._registry.reload(name, directory, expected_generation)
+        state = await self._registry.reload(name, directory, expected_generation)
+        return self._changed("reload", state)
 
     async def ended(self) -> None:
         """Return when the model's thread has ended; every request has an answer by then."""
@@ -208,6 +209,20 @@ class Engine:
     async def _apart(self, function: Callable[[], Result]) -> Result:
         """Run a function on the reader thread."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, function)
+
+    def _changed(self, act: str, state: ExpertState) -> ExpertState:
+        """Leave a record of an administrator's act; the line of the call says whose it was."""
+        identity = state.identity
+        _log.info(
+            "experts changed",
+            act=act,
+            expert=identity.name,
+            digest=identity.digest,
+            generation=identity.generation,
+            expert_set=self.expert_set,
+        )
+        self._metrics.loaded(self._registry.current.names)
+        return state
 
     def _check_known(self, name: str) -> None:
         """A loaded name is good, whatever the rule for new ones says."""

@@ -139,6 +139,9 @@ def test_memory(tmp_path, monkeypatch):
         assert exit_code([found]) == code
     monkeypatch.setattr(checks, "_available_bytes", lambda: None)
     assert checks.check_memory(settings).state is State.SKIPPED
+    for broken in ("{", "[]", "{}"):
+        (tmp_path / "config.json").write_text(broken)
+        assert checks.check_memory(settings).exit_code == 3
 
 
 def test_what_is_free_here():

@@ -21,6 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support import modal_stub
 from tests.support.stub_executor import free_address
 
+# What the real package says of every `.local()` beside a volume.
+pytestmark = pytest.mark.filterwarnings("ignore:The .* function is executing locally:UserWarning")
+
 APP = Path(__file__).parents[3] / "deploy/modal/app.py"
 TELL = """
 import json, os, pathlib, sys, time

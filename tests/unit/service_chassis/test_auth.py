@@ -1,10 +1,13 @@
+import asyncio
+import hashlib
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from molora.v1 import router_pb2
-from service_chassis.auth import Role, TokenTable, check_auth_table
+from service_chassis.auth import Role, TokenTable, caller, check_auth_table
 
 SERVICE = "molora.v1.RouterService"
 
@@ -104,3 +107,31 @@ def test_empty_tokens_file_is_refused(tmp_path):
     path.write_text("# nothing\n")
     with pytest.raises(ValueError, match="no token"):
         TokenTable.read(path)
+
+
+async def test_the_log_says_who_called_without_the_token(start, tokens_file, logs):
+    running = await start(tokens_file=tokens_file)
+    info = router_pb2.GetRouterInfoRequest()
+    for metadata in (bearer("infer-token"), bearer("wrong-token"), bearer("admin-token")):
+        await code_of(running.stub.GetRouterInfo(info, metadata=metadata))
+    for _ in range(500):
+        if len(logs) == 3:
+            break
+        await asyncio.sleep(0.01)
+    fingerprints = {
+        token: f"token:{hashlib.sha256(token.encode()).hexdigest()[:16]}"
+        for token in ("infer-token", "admin-token")
+    }
+    assert [(entry["code"], entry["caller"]) for entry in logs] == [
+        ("PERMISSION_DENIED", fingerprints["infer-token"]),
+        ("UNAUTHENTICATED", "anonymous"),
+        ("OK", fingerprints["admin-token"]),
+    ]
+    assert "-token'" not in str(logs)
+
+
+def test_a_certificate_is_named_where_no_token_is_asked_for():
+    digest = hashlib.sha256(b"PEM").hexdigest()[:16]
+    assert caller([], [b"PEM"]) == f"certificate:{digest}"
+    assert caller(["Bearer x"], [b"PEM"]).startswith("token:")
+    assert caller([], []) == "anonymous"
