@@ -21,6 +21,7 @@ const PHASES = [
 ];
 const FULL_SCALE = 1000;
 const SHOWN_MS = 0.05;
+const SPOKEN = 80;
 
 export class Card {
   constructor(letter, what, screen) {
@@ -171,7 +172,8 @@ export class Card {
   // One sentence for those who listen.
   summary() {
     const { calls, text } = this.answer;
-    const said = calls.length ? calls.map((call) => words(call)).join(", then ") : text;
+    const short = text.length > SPOKEN ? `${text.slice(0, SPOKEN)}…` : text;
+    const said = calls.length ? calls.map((call) => words(call)).join(", then ") : short;
     return `${this.letter}, ${this.what}: ${said || "an empty answer"}.`;
   }
 }
