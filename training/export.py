@@ -22,7 +22,8 @@ from torch import nn
 
 from router_service.bundle import HEAD_FILE, MANIFEST_FILE
 from router_service.manifest import Manifest, Provenance, TemperatureSetting, Threshold, Thresholds
-from training.stage1 import KnownScreens, RouterHead, Stage1Result
+from training.known_screens import KnownScreens
+from training.stage1 import RouterHead, Stage1Result
 
 OPSET = 20
 MAX_DIFFERENCE = 1e-5

@@ -19,9 +19,7 @@ from router_service.core import Mode
 from router_service.manifest import Calibration, ModeSetting
 from training.calibration import expected_calibration_error, fit_temperature, log_loss
 from training.features import FeatureIndex, FeatureTable, load_features
-
-# Of the spread over all experts' screens: what an expert with few of them has at least.
-_LEAST_SPREAD = 0.1
+from training.known_screens import KnownScreens, known_screens
 
 # From this mean confidence on held-out cases, the heaviest expert alone is as good as the mixture.
 SHARP_CONFIDENCE = 0.9
@@ -87,33 +85,6 @@ class RouterHead(nn.Module):
         joined = torch.cat([self.text(text), self.vision(vision)], dim=1)  # [n, 2 * width]
         logits: torch.Tensor = self.mix(joined)
         return logits
-
-
-class KnownScreens(nn.Module):
-    """How far a screen is from those that the nearest expert was trained on.
-
-    Vision features alone: an expert is asked many things, on screens that look alike.
-
-    Args:
-        mean: [K, vision_dim], of each expert's screens.
-        spread: [K, vision_dim], above 0: their standard deviation.
-    """
-
-    mean: torch.Tensor
-    spread: torch.Tensor
-
-    def __init__(self, mean: torch.Tensor, spread: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("spread", spread)
-
-    def forward(self, vision: torch.Tensor) -> torch.Tensor:
-        """Distances [n] of vision [n, vision_dim]; about 1 where a screen is like the others.
-
-        The root mean square of the standard scores, to the expert of which that is least.
-        """
-        scores = (vision[:, None] - self.mean) / self.spread  # [n, K, vision_dim]
-        return scores.square().mean(dim=2).sqrt().amin(dim=1)
 
 
 @dataclass(frozen=True)
@@ -232,21 +203,6 @@ def head_logits(head: RouterHead, table: FeatureTable, rows: torch.Tensor) -> to
     with torch.inference_mode():
         logits: torch.Tensor = head(table.text[rows], table.vision[rows])
     return logits
-
-
-def known_screens(table: FeatureTable, rows: torch.Tensor) -> KnownScreens:
-    """What the screens of some rows look like, expert by expert.
-
-    Args:
-        table: The features.
-        rows: Indices; every expert has at least one.
-    """
-    vision, labels = table.vision[rows].double(), table.label[rows]
-    least = (_LEAST_SPREAD * vision.std(dim=0, correction=0)).clamp(min=torch.finfo().eps)
-    own = [vision[labels == number] for number in range(len(table.index.experts))]
-    spreads = [screens.std(dim=0, correction=0).maximum(least) for screens in own]
-    mean = torch.stack([screens.mean(dim=0) for screens in own])
-    return KnownScreens(mean.float(), torch.stack(spreads).float())
 
 
 def default_mode(logits: torch.Tensor, temperature: float) -> ModeSetting:

@@ -18,12 +18,11 @@ from tests.support.feature_cache import write_shard
 from training.calibration import expected_calibration_error, fit_temperature, log_loss
 from training.export import Judge, export_bundle, to_onnx
 from training.features import load_features
+from training.known_screens import KnownScreens, known_screens
 from training.stage1 import (
-    KnownScreens,
     RouterHead,
     Stage1Config,
     class_weights,
-    known_screens,
     split_by_image,
     train_stage1,
 )

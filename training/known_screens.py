@@ -1,0 +1,56 @@
+"""What the experts' screens look like, so that a router can tell that it knows a screen at all.
+
+Knows vision features and labels; knows neither logits nor where a threshold should be.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from training.features import FeatureTable
+
+# Of the spread over all experts' screens: what an expert with few of them has at least.
+_LEAST_SPREAD = 0.1
+
+
+class KnownScreens(nn.Module):
+    """How far a screen is from those that the nearest expert was trained on.
+
+    Vision features alone: an expert is asked many things, on screens that look alike.
+
+    Args:
+        mean: [K, vision_dim], of each expert's screens.
+        spread: [K, vision_dim], above 0: their standard deviation.
+    """
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor, spread: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("spread", spread)
+
+    def forward(self, vision: torch.Tensor) -> torch.Tensor:
+        """Distances [n] of vision [n, vision_dim]; about 1 where a screen is like the others.
+
+        The root mean square of the standard scores, to the expert of which that is least.
+        """
+        scores = (vision[:, None] - self.mean) / self.spread  # [n, K, vision_dim]
+        return scores.square().mean(dim=2).sqrt().amin(dim=1)
+
+
+def known_screens(table: FeatureTable, rows: torch.Tensor) -> KnownScreens:
+    """What the screens of some rows look like, expert by expert.
+
+    Args:
+        table: The features.
+        rows: Indices; every expert has at least one.
+    """
+    vision, labels = table.vision[rows].double(), table.label[rows]
+    least = (_LEAST_SPREAD * vision.std(dim=0, correction=0)).clamp(min=torch.finfo().eps)
+    own = [vision[labels == number] for number in range(len(table.index.experts))]
+    spreads = [screens.std(dim=0, correction=0).maximum(least) for screens in own]
+    mean = torch.stack([screens.mean(dim=0) for screens in own])
+    return KnownScreens(mean.float(), torch.stack(spreads).float())
