@@ -41,15 +41,17 @@ class Line:
     dots: bool = False
 
 
-def chart(lines: Sequence[Line], x: Axis, y: Axis) -> str:
+def chart(lines: Sequence[Line], x: Axis, y: Axis, *, falling: bool = False) -> str:
     """One chart as an `<svg>` element; the page's style sheet colours its classes.
 
     Args:
         lines: Drawn in order, the last on top.
         x: The horizontal axis.
         y: The vertical axis.
+        falling: Lines begin high, so the legend is on the right.
     """
-    parts = [_grid(x, y), *(_line(line, x, y) for line in lines), _legend(lines)]
+    legend = _legend(lines, falling=falling)
+    parts = [_grid(x, y), *(_line(line, x, y) for line in lines), legend]
     box = f"0 0 {WIDTH} {HEIGHT}"
     title = escape(f"{y.label} over {x.label}")
     return (
@@ -95,13 +97,16 @@ def _line(line: Line, x: Axis, y: Axis) -> str:
     return drawn
 
 
-def _legend(lines: Sequence[Line]) -> str:
+def _legend(lines: Sequence[Line], *, falling: bool) -> str:
     parts = []
+    left, anchor, beside = (_LEFT + 8, "start", 30)
+    if falling:
+        left, anchor, beside = (WIDTH - _RIGHT - 32, "end", -6)
     for number, line in enumerate(lines):
         down = _TOP + 14 + 17 * number
         parts += [
-            f'<line class="{line.kind}" x1="{_LEFT + 8}" y1="{down}" x2="{_LEFT + 32}" '
-            f'y2="{down}"/>',
-            f'<text x="{_LEFT + 38}" y="{down + 4}">{escape(line.label)}</text>',
+            f'<line class="{line.kind}" x1="{left}" y1="{down}" x2="{left + 24}" y2="{down}"/>',
+            f'<text x="{left + beside}" y="{down + 4}" text-anchor="{anchor}">'
+            f"{escape(line.label)}</text>",
         ]
     return "".join(parts)

@@ -84,6 +84,8 @@ def evaluate(
         records, images_root, cases, router, executor, bundle, run or (), concurrency,
         max_new_tokens, seed, timeout_s, tls_ca, token_file,
     )  # fmt: skip
+    with refused_input():
+        evaluation.make_folders(json_file, report)
     judgement, page = None, None
     if features is not None:
         judgement, page = _judge(

@@ -91,15 +91,25 @@ def evaluate_live(asked: Asked, *, as_json: bool) -> Evaluation:
     return evaluated(run, runs)
 
 
+def make_folders(json_file: Path | None, report: Path | None) -> None:
+    """Makes what will be written into, before a long run finds out that it cannot.
+
+    Raises:
+        OSError: A folder cannot be made.
+    """
+    for folder in (json_file and json_file.parent, report):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_page(evaluation: Evaluation, folder: Path, judgement: Judgement | None) -> Path:
-    """Writes the page into a folder.
+    """Writes the page into a folder that is there.
 
     Returns:
         The page.
     """
     from training.evaluation.report import write_report
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_report(folder / PAGE, evaluation, judgement)
     return folder / PAGE
 
@@ -109,7 +119,6 @@ def write_json(file: Path, value: object) -> None:
     if file == STDOUT:
         output.print_json(value)
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

@@ -31,7 +31,7 @@ class Evaluation:
     Attributes:
         experts: That the router knows, in its order.
         whole: Over all the cases.
-        by_expert: Over the cases of each expert that has any.
+        by_expert: Over the cases of each expert that has any, in the router's order.
         groups: What cases are grouped by, to a group's name, to its numbers.
         crossed: Case's expert to answering expert to the rate.
         removals: One expert masked at a time.
@@ -57,10 +57,9 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The content of the JSON file. No prompt, no path and no answer is in it."""
-        named = {name: self.by_expert[name] for name in self.experts if name in self.by_expert}
         return {
             **_part(self.whole),
-            "experts": {name: _part(part) for name, part in named.items()},
+            "experts": {name: _part(part) for name, part in self.by_expert.items()},
             "router": _routing(self.routing, self.whole),
             "controls": {
                 "screens_shuffled": _control(self.routing.shuffled),
@@ -91,10 +90,11 @@ def evaluated(run: Run, runs: Sequence[TrainingRun] = ()) -> Evaluation:
         runs: Training runs to show beside it.
     """
     results, experts = run.results, run.experts
+    parts = by(results, lambda result: result.case.expert)
     return Evaluation(
         experts=experts,
         whole=measure(results),
-        by_expert=by(results, lambda result: result.case.expert),
+        by_expert={name: parts[name] for name in experts if name in parts},
         routing=routing(results, experts),
         groups={what: by(results, key) for what, key in GROUPS.items()},
         crossed=crossed(results, experts),

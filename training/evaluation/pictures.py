@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,6 +12,7 @@ _NAMES, _NUMBERS = 112, 118
 _ROW, _BAR, _GAP = 24, 12, 10
 _HEIGHT, _FOOT, _LEFT = 190, 40, 44
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_STEP = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,25 +47,26 @@ def bars(rows: Sequence[Bar], title: str) -> str:
 
 
 def grouped(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
-    """Groups of thin bars from 0 to 1, the same kinds in each, with a legend below.
+    """Groups of thin bars on a scale that suits the longest, with a legend below.
 
     Args:
-        groups: Name and bars; at least one.
+        groups: Name and bars, the same kinds in each; at least one.
         title: For those who cannot see it.
     """
     tall = len(groups[0][1]) * _BAR + _GAP
     bottom = tall * len(groups)
-    parts = [_scale(bottom)]
+    longest = max(bar.value or 0.0 for _, own in groups for bar in own)
+    high = max(math.ceil(longest / _STEP), 1) * _STEP
+    parts = [_scale(bottom, high)]
     for number, (name, own) in enumerate(groups):
         top = number * tall + _GAP / 2
         middle = top + len(own) * _BAR / 2 + 4
         parts.append(f'<text x="{_NAMES - 8}" y="{middle}" text-anchor="end">{escape(name)}</text>')
         for place, bar in enumerate(own):
             value = bar.value or 0.0
-            down = top + place * _BAR
-            parts.append(_rectangle(_NAMES, down, _across(value) - _NAMES, _BAR - 2, bar.kind))
-            at = _across(value) + 5
-            parts.append(f'<text class="small" x="{at}" y="{down + 8}">{value:.3f}</text>')
+            down, at = top + place * _BAR, _across(value / high)
+            parts.append(_rectangle(_NAMES, down, at - _NAMES, _BAR - 2, bar.kind))
+            parts.append(f'<text class="small" x="{at + 5}" y="{down + 8}">{value:.3f}</text>')
     parts.append(_legend(groups[0][1], bottom + 34))
     return _svg("".join(parts), bottom + 44, title)
 
@@ -116,12 +119,12 @@ def _across(value: float) -> float:
     return round(_NAMES + value * (WIDTH - _NAMES - _NUMBERS), 1)
 
 
-def _scale(bottom: float) -> str:
+def _scale(bottom: float, high: float = 1.0) -> str:
     parts = []
     for share in _TICKS:
         at = _across(share)
         parts.append(f'<line class="grid" x1="{at}" y1="0" x2="{at}" y2="{bottom}"/>')
-        parts.append(_tick(at, bottom + 15, share))
+        parts.append(_tick(at, bottom + 15, share * high))
     return "".join(parts)
 
 

@@ -123,7 +123,7 @@ def _risk_chart(evaluation: Evaluation) -> str:
         Line("95 % bound", "bound", [(point.coverage, point.bound) for point in curve]),
         Line("risk", "found", [(point.coverage, point.risk) for point in curve]),
     ]
-    return chart(lines, Axis("coverage", 0.0, 1.0), Axis("risk", 0.0, 1.0))
+    return chart(lines, Axis("coverage", 0.0, 1.0), Axis("risk", 0.0, 1.0), falling=True)
 
 
 def _marginals_chart(evaluation: Evaluation) -> str:
@@ -154,4 +154,5 @@ def _training_chart(runs: Sequence[TrainingRun]) -> str:
         for number, run in enumerate(runs)
     ]
     longest = max(run.steps for run in runs)
-    return chart(lines, Axis("step", 0.0, longest), Axis("entropy of gates (uniform 1)", 0.0, 1.0))
+    y = Axis("entropy of gates (uniform 1)", 0.0, 1.0)
+    return chart(lines, Axis("step", 0.0, longest), y, falling=True)

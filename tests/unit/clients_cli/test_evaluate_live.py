@@ -85,6 +85,7 @@ def test_the_judgement_of_a_bundle_beside_it(molora, asked, tmp_path):
         (["--router", "h:1", "--executor", "h:2", "--bundle", "x"], "a bundle of its own"),
         (["none.jsonl"], "is no file"),
         (["--run", "none"], "is no run of stage 2 or 3"),
+        (["--json", "/dev/null/e.json"], "/dev/null"),
     ],
 )
 def test_what_cannot_be_done(molora, flags, said):

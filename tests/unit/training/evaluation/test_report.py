@@ -142,5 +142,8 @@ def test_a_histogram_counts_everything_once():
 def test_groups_have_a_legend():
     drawn = grouped([("calendar", [Bar("cases", 0.25, kind="wanted"), Bar("gate", 1.0)])], "t")
     assert drawn.count("<rect") == 4
+    assert 'width="57.5"' in drawn, "a quarter of 230"
+    small = grouped([("calendar", [Bar("cases", 0.17)])], "t")
+    assert 'width="195.5"' in small, "of a scale that ends at 0.2"
     assert "0.250" in drawn
     assert ">gate</text>" in drawn
