@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -36,7 +35,8 @@ from executor_service.model.screen import ScreenReader
 from training.conversations import Conversation, Conversations, labelled_records
 from training.data.records import Record
 from training.lora import lora_config
-from training.run_config import RunConfig
+from training.processes import on_cpu, this_process
+from training.run_config import RunConfig, digest_of
 
 STATE_FOLDER = "state"
 _IGNORED = -100
@@ -76,9 +76,11 @@ def train_expert(config: RunConfig, *, progress: Progress | None = None) -> Expe
     if name is None:
         raise ValueError("lora.name is not set; give the name of the expert to train")
     check_name(name)
-    processes = PartialState()
+    processes = this_process()
+    digest = base_digest(config.model)
     with processes.main_process_first():
         config.save()
+        config.pin({"model": digest, "records": digest_of(config.records)})
     records = labelled_records(config.records, [name])
     system = system_prompt(records, config.lora.system_prompt)
     records = [replace(record, turns=record.turns[-2:]) for record in records]
@@ -89,7 +91,13 @@ def train_expert(config: RunConfig, *, progress: Progress | None = None) -> Expe
     loss = _fit(adapted, rows, config, processes.num_processes, progress)
     directory = config.out / name
     if processes.is_main_process:
-        write_expert(adapted, directory, config, records, system)
+        about = {
+            "label": config.lora.label,
+            "system_prompt": system,
+            "task_types": sorted({kind for record in records if (kind := record.task_type)}),
+            "base_digest": digest,
+        }
+        write_expert(adapted, directory, about, base_name(config.model))
     processes.wait_for_everyone()
     return ExpertResult(directory, len(adapted.targeted_module_names), loss)
 
@@ -138,28 +146,24 @@ def system_prompt(records: Sequence[Record], given: str | None) -> str | None:
 
 
 def write_expert(
-    model: PeftModel,
-    directory: Path,
-    config: RunConfig,
-    records: Sequence[Record],
-    system: str | None,
+    model: PeftModel, directory: Path, about: Mapping[str, Any], base: str | None
 ) -> None:
-    """Writes `adapter/` and `expert.json`; the same run writes the same bytes."""
+    """Writes `adapter/` and `expert.json`; the same run writes the same bytes.
+
+    Args:
+        model: Holds the adapter.
+        directory: The expert's.
+        about: What `expert.json` says.
+        base: The base's name on the hub, or None; a path would tell of this machine.
+    """
     adapter = directory / "adapter"
     model.save_pretrained(str(adapter))
     (adapter / "README.md").unlink(missing_ok=True)
     written = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     # PEFT shortens the names it was given, and writes them as a set happens to hold them.
     written["target_modules"] = sorted(model.targeted_module_names)
-    # The hub's name or nothing: a path says where this machine keeps its models.
-    written["base_model_name_or_path"] = base_name(config.model)
+    written["base_model_name_or_path"] = base
     (adapter / CONFIG_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-    about = {
-        "label": config.lora.label,
-        "system_prompt": system,
-        "task_types": sorted({kind for record in records if (kind := record.task_type)}),
-        "base_digest": base_digest(config.model),
-    }
     (directory / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -251,8 +255,8 @@ def _arguments(config: RunConfig, processes: int) -> TrainingArguments:
         logging_steps=max(1, config.steps // 100),
         report_to=[],
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu(),
+        use_cpu=on_cpu(),
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         **_checkpointing(config),

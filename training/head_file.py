@@ -105,13 +105,9 @@ def load_head(directory: Path) -> SavedHead:
         ValueError: It holds neither, or one that is not what this version writes.
         BundleError: The bundle's files do not fit together.
     """
-    if (directory / MANIFEST_FILE).exists():
+    path = head_path(directory)
+    if path.name == MANIFEST_FILE:
         return _from_bundle(directory)
-    path = directory / HEAD_FILE
-    if not path.exists():
-        raise ValueError(
-            f"{directory} holds no head: give a router bundle, or the folder of a finished run"
-        )
     with safe_open(path, framework="pt") as file:
         stated = json.loads(file.metadata()["head"])
     temperature = stated.pop("temperature")
@@ -120,6 +116,20 @@ def load_head(directory: Path) -> SavedHead:
     head = new_head(shape)
     head.load_state_dict(load_file(path))
     return SavedHead(head, shape, temperature)
+
+
+def head_path(directory: Path) -> Path:
+    """The file that says which head a directory holds.
+
+    Raises:
+        ValueError: It holds neither a bundle nor a head.
+    """
+    for name in (MANIFEST_FILE, HEAD_FILE):
+        if (directory / name).exists():
+            return directory / name
+    raise ValueError(
+        f"{directory} holds no head: give a router bundle, or the folder of a finished run"
+    )
 
 
 def save_head(saved: SavedHead, directory: Path) -> Path:

@@ -6,7 +6,6 @@ Knows files and measures on cached features; trains nothing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from training.export import export_bundle, write_manifest
 from training.features import FeatureTable, load_features
 from training.head_file import SavedHead, save_head
 from training.joint import AnchoredRouter
-from training.run_config import RunConfig
+from training.run_config import RunConfig, digest_of
 from training.setting import Setting
 from training.stage1 import RouterHead, Stage1Config, judged, split_by_image
 
@@ -127,7 +126,7 @@ def _state_run(bundle: Path, config: RunConfig, stage: int) -> None:
     stated: dict[str, float | int | str] = {
         "stage": stage,
         "seed": config.seed,
-        "records": hashlib.sha256(config.records.read_bytes()).hexdigest(),
+        "records": digest_of(config.records),
         "dropout": config.router.dropout or 0.0,
         **dict(_flat(config.model_dump(mode="json", include=set(_STATED)))),
     }

@@ -6,8 +6,10 @@ Knows what can be chosen and how a choice is written down; trains nothing.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 RUN_FILE = "run.yaml"
+INPUTS_FILE = "inputs.json"
 _CONCERN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
@@ -239,9 +242,27 @@ class RunConfig(BaseSettings):
                 )
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(self.written(), sort_keys=False), encoding="utf-8")
-        os.replace(partial, path)
+        _write(path, yaml.safe_dump(self.written(), sort_keys=False))
+
+    def pin(self, inputs: Mapping[str, str]) -> None:
+        """Writes down what the run was given, or checks that it is given the same again.
+
+        Args:
+            inputs: Digests by name; a path says nothing of what is there.
+
+        Raises:
+            ValueError: The run began with something else.
+        """
+        path = self.out / INPUTS_FILE
+        if not path.exists():
+            _write(path, json.dumps(dict(inputs), indent=2, sort_keys=True) + "\n")
+            return
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if changed := sorted(_different(held, dict(inputs))):
+            raise ValueError(
+                f"{', '.join(changed)} changed since the run in {self.out} began; "
+                "give another folder, or what it began with"
+            )
 
 
 def read_run_config(argv: Sequence[str], prog: str) -> RunConfig:
@@ -266,6 +287,18 @@ def read_run_config(argv: Sequence[str], prog: str) -> RunConfig:
         return RunConfig(**values, _cli_parse_args=flags, _cli_prog_name=f"{prog} [--config FILE]")
     except ValidationError as error:
         raise ValueError("\n".join(_explained(error))) from None
+
+
+def digest_of(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """The file appears when it is whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -21,8 +21,16 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from router_service import core
 from training.conversations import Conversations, labelled_records
-from training.head_file import HeadShape, LayeredHead, SavedHead, load_head, new_head
-from training.run_config import Router, RunConfig
+from training.head_file import (
+    HeadShape,
+    LayeredHead,
+    SavedHead,
+    head_path,
+    load_head,
+    new_head,
+)
+from training.processes import on_cpu
+from training.run_config import Router, RunConfig, digest_of
 from training.stage1 import RouterHead
 
 _NEW_HEAD = Router(width=128, dropout=0.1, text_layer=2, text_pooling="mean", vision_source="tower")
@@ -62,7 +70,7 @@ def prepare(config: RunConfig) -> Setting:
     """
     anchor = load_head(config.start) if config.start else None
     config = resolved(config, anchor)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu())
     config.accumulation(accelerator.num_processes)
     with accelerator.main_process_first():
         config.save()
@@ -70,6 +78,15 @@ def prepare(config: RunConfig) -> Setting:
     model = GatedModel.load(config.model, device=str(device), dtype=dtype)
     locations = discover_experts(None, config.lora_modules, {})
     experts = model.expert_set(load_expert(model, location) for location in locations)
+    with accelerator.main_process_first():
+        config.pin(
+            {
+                "model": model.base_digest,
+                "experts": experts.digest,
+                "records": digest_of(config.records),
+                "start": digest_of(head_path(config.start)) if config.start else "",
+            }
+        )
     if config.gradient_checkpointing:
         _recompute(model.base)
     spec, head = _head(config, model, experts, anchor)

@@ -113,7 +113,12 @@ def write_adapter(
 
 
 def _parameters(tensors: Mapping[str, torch.Tensor]) -> nn.ParameterDict:
-    return nn.ParameterDict({_key(name): nn.Parameter(tensors[name]) for name in tensors})
+    # A copy in torch's own strides: of a transposed rank of 1 they are others, and DDP minds.
+    copies = {
+        name: torch.empty_like(part, memory_format=torch.contiguous_format).copy_(part)
+        for name, part in tensors.items()
+    }
+    return nn.ParameterDict({_key(name): nn.Parameter(part) for name, part in copies.items()})
 
 
 def _key(module: str) -> str:

@@ -243,6 +243,16 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(tiny: TinyRun, 
         train_stage2(tiny.config(out, steps=1, seed=1, rates={"router": 1, "joint_expert": 1e-3}))
 
 
+def test_a_run_does_not_go_on_with_other_records(tiny: TinyRun, out: Path) -> None:
+    mine = tiny.records.parent / "mine.jsonl"
+    lines = tiny.records.read_text().splitlines(keepends=True)
+    mine.write_text("".join(lines))
+    train_stage2(tiny.config(out, records=mine, steps=1))
+    mine.write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="records changed since the run in"):
+        train_stage2(tiny.config(out, records=mine, steps=1))
+
+
 def test_forwards_of_one_step_add_up_to_one_forward(tiny: TinyRun, out: Path) -> None:
     for rows in (1, 4):
         config = tiny.config(out / str(rows), steps=2, batch_rows=4, rows_per_forward=rows, **EXACT)
