@@ -1,17 +1,47 @@
-"""`molora train features|stage1`. Knows how to call the training rooms and print their results."""
+"""`molora train expert|features|stage1|stage2|stage3`.
+
+Knows how to call the training rooms and print their results.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
 from clients.cli import connection, output
 from clients.cli.connection import Executor, Json
-from clients.cli.exits import failed_calls, refused_input
+from clients.cli.exits import BAD_INPUT, failed_calls, refused_input
 
-app = typer.Typer(help="The router's head.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from training.outcome import Outcome
+    from training.run_config import RunConfig
+
+app = typer.Typer(help="Experts, and the router's head.", no_args_is_help=True)
+
+# The configuration of a run reads its own flags, and prints its own help.
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+Result = TypeVar("Result", covariant=True)
+
+
+@app.command("expert", context_settings=PASS_ON)
+def expert(context: typer.Context, as_json: Json = False) -> None:
+    """Train one expert; flags are the run's, see `molora train expert --help`."""
+    from training.expert import train_expert
+
+    made = _run("expert", context.args, train_expert)
+    if made is None:
+        return
+    if as_json:
+        output.print_json(connection.plain(made))
+        return
+    output.console.print(
+        f"loss {made.loss:.4f} nats a token, {made.modules} modules; expert in {made.directory}",
+        markup=False,
+    )
 
 
 @app.command("features")
@@ -71,3 +101,86 @@ def stage1(
         f"temperature {result.temperature:.3f}, mode {result.mode.value.value}; bundle in {bundle}",
         markup=False,
     )
+
+
+@app.command("stage2", context_settings=PASS_ON)
+def stage2(context: typer.Context, as_json: Json = False) -> None:
+    """Train the head by the answers, experts frozen; see `molora train stage2 --help`."""
+    from training.stage2 import train_stage2
+
+    _print(_run("stage2", context.args, train_stage2), as_json)
+
+
+@app.command("stage3", context_settings=PASS_ON)
+def stage3(context: typer.Context, as_json: Json = False) -> None:
+    """Train head and experts together; see `molora train stage3 --help`."""
+    from training.stage3 import train_stage3
+
+    _print(_run("stage3", context.args, train_stage3), as_json)
+
+
+class _Training(Protocol[Result]):
+    def __call__(
+        self, config: RunConfig, *, progress: Callable[[int, int], None] | None = None
+    ) -> Result: ...
+
+
+def _run(verb: str, flags: Sequence[str], train: _Training[Result]) -> Result | None:
+    """Runs to the end; None in all processes but the first, which alone shows anything."""
+    from training.processes import this_process
+    from training.run_config import read_run_config
+
+    with _stopped_runs():
+        config = read_run_config(flags, f"molora train {verb}")
+        process = this_process()
+        try:
+            if not process.is_main_process:
+                train(config)
+                return None
+            with output.progress(verb) as advance:
+                return train(config, progress=advance)
+        finally:
+            process.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _stopped_runs() -> Iterator[None]:
+    """Turns what cannot be used into 2, and a run that must not go on into 1."""
+    from executor_service.errors import NotLoadable
+    from router_service.errors import BundleError
+    from service_chassis.errors import ServiceError
+    from training.marginals import GatesCollapsed
+
+    try:
+        with refused_input():
+            yield
+    except (NotLoadable, BundleError) as error:
+        output.error(str(error))
+        raise typer.Exit(BAD_INPUT) from None
+    except ServiceError as error:
+        found = ", ".join(f"{name} {value}" for name, value in error.metadata.items())
+        output.error(f"{error.message} ({found})" if found else error.message)
+        raise typer.Exit(BAD_INPUT) from None
+    except (GatesCollapsed, ArithmeticError) as error:
+        output.error(str(error))
+        raise typer.Exit(1) from None
+
+
+def _print(outcome: Outcome | None, as_json: bool) -> None:
+    if outcome is None:
+        return
+    stated: dict[str, Any] = {
+        "experts": outcome.experts,
+        "bundle": outcome.bundle,
+        "accuracy": outcome.accuracy,
+        "temperature": outcome.head.temperature,
+    }
+    if as_json:
+        output.print_json(connection.plain(stated))
+        return
+    if outcome.accuracy:
+        output.table(None, ("split", "accuracy"), list(outcome.accuracy.items()))
+    for name, directory in outcome.experts.items():
+        output.console.print(f"expert {name} in {directory}", markup=False)
+    if outcome.bundle is not None:
+        output.console.print(f"bundle in {outcome.bundle}", markup=False)

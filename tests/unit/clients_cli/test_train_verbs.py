@@ -21,3 +21,32 @@ def test_no_executor_is_a_failed_call(molora, tmp_path):
     done = molora(*arguments, "--executor", "127.0.0.1:1")
     assert done.exit_code == 64 + 14
     assert "molora serve" in done.stderr
+
+
+RUN = ("--records", "none.jsonl", "--out", "run")
+
+
+def test_a_run_without_a_model_is_bad_input(molora):
+    done = molora("train", "stage2", *RUN)
+    assert done.exit_code == 2
+    assert "model: Field required" in done.stderr
+
+
+def test_a_run_without_a_checkpoint_is_bad_input(molora, tmp_path):
+    (tmp_path / "none.jsonl").touch()
+    given = ("--model", tmp_path, "--records", tmp_path / "none.jsonl", "--out", tmp_path / "run")
+    done = molora("train", "stage3", *given, "--lora-modules", f"a={tmp_path}")
+    assert done.exit_code == 2
+    assert "holds no config.json" in done.stderr
+
+
+def test_an_expert_needs_a_name(molora, tmp_path):
+    done = molora("train", "expert", "--model", tmp_path, *RUN)
+    assert done.exit_code == 2
+    assert "lora.name is not set" in done.stderr
+
+
+def test_help_is_the_runs_own(molora):
+    done = molora("train", "stage2", "--help")
+    assert done.exit_code == 0
+    assert "--gates.temperature-start" in done.output
