@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -96,6 +96,7 @@ def synthesize(
     seed: int,
     shares: Mapping[str, float] = SHARES,
     experts: Sequence[str] = MINIATURE_EXPERTS,
+    left_out: Collection[str] = (),
     other_sizes: float = 0.0,
     unseen: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -112,6 +113,7 @@ def synthesize(
         seed: Of everything drawn.
         shares: Split name to its part of each kind's images; the parts add up to 1.
         experts: Whose screens; of `EXPERTS`.
+        left_out: Task types that nothing is asked of.
         other_sizes: Part of the images that have the size of any expert's screens and not of
             their own, see `reframe`.
         unseen: Use held-back themes, and held-back sizes for all the images: a test of what is
@@ -127,13 +129,14 @@ def synthesize(
     """
     _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
     looks = _Looks(UNSEEN_THEMES, UNSEEN_SIZES, 1.0) if unseen else _Looks((), SIZES, other_sizes)
+    asked = _Asked(tasks_per_image, frozenset(left_out))
     (out / "images").mkdir(parents=True, exist_ok=True)
     names = split_names(images_per_kind, shares)
     records: dict[str, list[Record]] = {name: [] for name in shares}
     done = 0
     for expert in experts:
         for number, name in enumerate(names):
-            records[name] += _draw_image(out, expert, number, tasks_per_image, looks, seed)
+            records[name] += _draw_image(out, expert, number, asked, looks, seed)
             done += 1
             if progress:
                 progress(done, images_per_kind * len(experts))
@@ -175,8 +178,16 @@ class _Looks:
     resized: float
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How many tasks an image has at most, and which types are none of them."""
+
+    count: int
+    left_out: frozenset[str]
+
+
 def _draw_image(
-    out: Path, expert: str, number: int, tasks_per_image: int, looks: _Looks, seed: int
+    out: Path, expert: str, number: int, asked: _Asked, looks: _Looks, seed: int
 ) -> list[Record]:
     source = f"{seed}/{expert}/{number}"
     rng = random.Random(source)  # noqa: S311 - drawings, not secrets
@@ -194,9 +205,10 @@ def _draw_image(
         image.save(out / name, optimize=True)
     else:
         image.save(out / name, quality=quality)
+    tasks = [task for task in tasks if task.task_type not in asked.left_out]
     return [
         _record(task, f"{stem}_{index:02}", name, image.size)
-        for index, task in enumerate(tasks[:tasks_per_image])
+        for index, task in enumerate(tasks[: asked.count])
     ]
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from training.data.synthesize import synthesize
 from training.miniature.base import pretrain
-from training.miniature.experts import RECIPES, train_expert
+from training.miniature.experts import LEFT_OUT, RECIPES, train_expert
 from training.miniature.router import train_router
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,7 @@ def publish(work: Path, out: Path) -> None:
             tasks_per_image=5,
             seed=SAMPLES_SEED,
             shares={"train": 0.4, "held_out": 0.6},
+            left_out=LEFT_OUT,
         )
 
 
@@ -74,10 +75,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.miniature", description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "miniature")
     parser.add_argument("--out", type=Path, default=ROOT / "miniature")
-    parser.add_argument("--tower-steps", type=int, default=800)
-    parser.add_argument("--decoder-steps", type=int, default=1400)
-    parser.add_argument("--base-steps", type=int, default=660)
-    parser.add_argument("--expert-steps", type=int, default=240)
+    parser.add_argument("--tower-steps", type=int, default=2500)
+    parser.add_argument("--decoder-steps", type=int, default=1200)
+    parser.add_argument("--base-steps", type=int, default=800)
+    parser.add_argument("--expert-steps", type=int, default=350)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

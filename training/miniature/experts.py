@@ -28,9 +28,14 @@ from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.packing import QuestionAnswer
 from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
-from training.screens.tasks import tasks_for
+from training.screens.tasks import Task, tasks_for
 
 LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+# Three names of the open provider list share an image token: the tower knows two of three, and
+# nothing that is built on it finds the line. The tasks that survive are trained and shown.
+LEFT_OUT = frozenset({"provider-dropdown"})
 
 
 @dataclass(frozen=True)
@@ -129,18 +134,19 @@ def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswe
     by_kind: dict[tuple[str, str], list[QuestionAnswer]] = {}
     width, height = screen.image.size
     found = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
-    for task in tasks_for(screen, rng):
+    for task in _tasks(screen, rng):
         x, y = task.real_coords
-        # Lines of the claim and of its provider list are clicked in the middle, away from what
-        # they are known by.
-        known_by = (f"row {task.extras.get('row')}", f"item {task.extras.get('provider')}")
-        middle = (x / width, y / height)
-        look = next((found[name] for name in known_by if name in found), middle)
+        # A line of the claim is clicked in its middle but known by the number at its left end.
+        look = found.get(f"row {task.extras.get('row')}", (x / width, y / height))
         pair = QuestionAnswer(task.prompt, format_calls(task.calls), (look,))
         by_kind.setdefault((task.task_type, task.prompt.split()[0]), []).append(pair)
     return [rng.choice(by_kind[rng.choice(list(by_kind))]) for _ in range(count)]
 
 
+def _tasks(screen: Any, rng: random.Random) -> list[Task]:
+    return [task for task in tasks_for(screen, rng) if task.task_type not in LEFT_OUT]
+
+
 def _task_types(draw: Callable[[random.Random], Any]) -> set[str]:
     rng = random.Random(0)  # noqa: S311 - drawings, not secrets
-    return {task.task_type for _ in range(20) for task in tasks_for(draw(rng), rng)}
+    return {task.task_type for _ in range(20) for task in _tasks(draw(rng), rng)}

@@ -12,6 +12,7 @@ import PIL
 import pytest
 
 from training.data.synthesize import synthesize
+from training.miniature.experts import LEFT_OUT
 from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
 from training.screens.tasks import tasks_for
@@ -70,7 +71,14 @@ def test_a_seed_asks_what_it_always_asked_in_the_same_order(draw, seed, first, d
 
 def test_the_committed_samples_are_still_what_synthesize_writes(tmp_path):
     shares = {"train": 0.4, "held_out": 0.6}
-    synthesize(tmp_path / "s", images_per_kind=12, tasks_per_image=5, seed=20_261, shares=shares)
+    synthesize(
+        tmp_path / "s",
+        images_per_kind=12,
+        tasks_per_image=5,
+        seed=20_261,
+        shares=shares,
+        left_out=LEFT_OUT,
+    )
     for name in shares:
         written, committed = (folder / f"{name}.jsonl" for folder in (tmp_path / "s", SAMPLES))
         assert written.read_bytes() == committed.read_bytes()
