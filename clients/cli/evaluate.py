@@ -12,6 +12,9 @@ from clients.cli.connection import TimeoutS, TlsCa, TokenFile
 from clients.cli.evaluation import STDOUT, Asked
 from clients.cli.exits import refused_input
 
+# Nobody waits for a single call, and on a small machine it waits for those beside it.
+BATCH_TIMEOUT_S = 600.0
+
 if TYPE_CHECKING:
     from training.judgement_report import Judgement
 
@@ -64,7 +67,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for pages with plots, and a JSON file of judgement.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of cases and all that is random.")] = 0,
-    timeout_s: TimeoutS = connection.TIMEOUT_S,
+    timeout_s: TimeoutS = BATCH_TIMEOUT_S,
     tls_ca: TlsCa = None,
     token_file: TokenFile = None,
     json_file: Annotated[

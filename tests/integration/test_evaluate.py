@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from clients.cli.tree import app
 from router_service.settings import EMBEDDED_BUNDLE
 
-CASES = 4
+CASES = 2
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,8 @@ def test_every_mode_has_a_score_and_a_loss(evaluated):
 
 def test_the_trained_router_is_right_and_uses_what_it_sees(evaluated):
     stated, _ = evaluated
-    assert stated["gate_accuracy"] >= 0.75
-    assert stated["top1_accuracy"] == pytest.approx(
-        stated["oracle_accuracy"], abs=1 - stated["gate_accuracy"]
-    )
+    assert stated["gate_accuracy"] == 1
+    assert stated["top1_accuracy"] == stated["oracle_accuracy"]
     masked = {each["expert"]: each for each in stated["masking"]}
     assert set(masked) >= set(stated["experts"])
 
