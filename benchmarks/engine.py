@@ -52,8 +52,8 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from executor_service.server import build_engine
 from executor_service.settings import ExecutorSettings
+from training.lora import lora_config
 from training.miniature.checkpoint import write_untrained
-from training.miniature.experts import lora_config
 
 MINIATURE = Path(__file__).resolve().parents[1] / "miniature"
 CALENDAR = (MINIATURE / "samples/images/calendar_00005.png").read_bytes()

@@ -51,7 +51,7 @@ class LayeredHead(nn.Module):
     def forward(self, text: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
         """Logits [n, L, K] of text [n, text_dim] and vision [n, vision_dim]."""
         logits: torch.Tensor = self.trunk(text, vision)
-        return logits.unflatten(1, (self.layers, -1))
+        return logits.view(len(logits), self.layers, -1)
 
 
 @dataclass(frozen=True)

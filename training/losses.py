@@ -49,7 +49,7 @@ def entropy_penalty(probabilities: torch.Tensor) -> torch.Tensor:
     if experts == 1:
         return probabilities.sum() * 0.0
     # At p = 0 the slope of p log p is infinite, and a softmax that underflowed would make it NaN.
-    entropy = torch.special.entr(probabilities.clamp_min(_SMALLEST)).sum(dim=-1)
+    entropy: torch.Tensor = torch.special.entr(probabilities.clamp_min(_SMALLEST)).sum(dim=-1)
     return entropy.mean() / math.log(experts)
 
 

@@ -89,7 +89,8 @@ def finish(
     config = setting.config
     head = router.head.eval().cpu()
     saved = SavedHead(head, setting.head.shape, config.gates.temperature_end)
-    bundle, accuracy = None, {}
+    bundle: Path | None = None
+    accuracy: Mapping[str, float] = {}
     if setting.accelerator.is_main_process:
         save_head(saved, config.out)
         if table is not None:

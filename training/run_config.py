@@ -284,7 +284,12 @@ def read_run_config(argv: Sequence[str], prog: str) -> RunConfig:
     own, flags = parser.parse_known_args(argv)
     values = _read_file(own.config) if own.config else {}
     try:
-        return RunConfig(**values, _cli_parse_args=flags, _cli_prog_name=f"{prog} [--config FILE]")
+        # Unpacked, since mypy reads the fields only and knows no argument of the source of flags.
+        flagged: dict[str, Any] = {
+            "_cli_parse_args": flags,
+            "_cli_prog_name": f"{prog} [--config FILE]",
+        }
+        return RunConfig(**values, **flagged)
     except ValidationError as error:
         raise ValueError("\n".join(_explained(error))) from None
 

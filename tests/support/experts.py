@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from transformers import Qwen3VLForConditionalGeneration
 
-from training.miniature.experts import lora_config
+from training.lora import lora_config
 
 
 def plain_base(checkpoint: Path) -> Any:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.calls import format_calls
+from training.lora import lora_config
 from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
@@ -29,9 +30,6 @@ from training.packing import QuestionAnswer
 from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
 from training.screens.tasks import Task, tasks_for
-
-LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 # Three names of the open provider list share an image token: the tower knows two of three, and
 # nothing that is built on it finds the line. The tasks that survive are trained and shown.
@@ -104,29 +102,6 @@ def train_expert(name: str, base: Path, work: Path, *, steps: int, seed: int) ->
     }
     (out / "expert.json").write_text(json.dumps(about, indent=2) + "\n")
     return out
-
-
-def lora_config(model: torch.nn.Module, rank: int) -> LoraConfig:
-    """LoRA on every LLM linear, on the tower's attention outputs and on its patch embedding.
-
-    As the user's trainer writes it: full module paths, alpha = 2r, half the rank in the tower.
-    """
-    names = [name for name, _ in model.named_modules()]
-    language = [name for name in names if name.rsplit(".", 1)[-1] in LLM_LINEARS]
-    vision = [
-        name
-        for name in names
-        if name.endswith("visual.patch_embed.proj")
-        or (".visual.blocks." in name and name.endswith(".attn.proj"))
-    ]
-    return LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=[*language, *vision],
-        rank_pattern=dict.fromkeys(vision, rank // 2),
-        alpha_pattern=dict.fromkeys(vision, rank),
-        task_type="CAUSAL_LM",
-    )
 
 
 def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswer]:

@@ -22,7 +22,6 @@ from tests.support.tiny_run import TinyRun, records
 from training.conversations import Conversations
 from training.data.records import Turn, write_records
 from training.expert import collate, row_tensors, system_prompt, train_expert
-from training.lora import lora_config
 from training.losses import answer_loss
 from training.run_config import RunConfig
 
@@ -164,11 +163,3 @@ def test_what_is_refused(tiny: TinyRun, own: Path, tmp_path: Path) -> None:
         train_expert(config(tiny, own, tmp_path, lora={"rank": 4}))
     with pytest.raises(ValueError, match="records name scroller, which is none of clicker"):
         train_expert(config(tiny, own, tmp_path / "a", records=tiny.records))
-
-
-def test_the_layout_of_the_miniature(tiny: TinyRun) -> None:
-    from training.miniature.experts import lora_config as miniatures
-
-    base = plain_base(tiny.base)
-    ours, theirs = lora_config(base, 8).to_dict(), miniatures(base, 8).to_dict()
-    assert {**ours, "runtime_config": None} == {**theirs, "runtime_config": None}
