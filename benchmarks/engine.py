@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import itertools
 import json
 import os
 import platform
@@ -246,7 +247,7 @@ async def prefix(engine: Engine, rounds: int) -> Figures:
 
 async def routing(engine: Engine, rounds: int) -> Figures:
     """Features and then an answer on the context, against the answer alone."""
-    figures = {}
+    figures, numbers = {}, itertools.count()
     for key, expert in (("routed_vs_manual", BLIND[0]), ("routed_vs_manual_vision", SEEING)):
         manual = ask("Click December 3", expert=expert)
 
@@ -257,9 +258,11 @@ async def routing(engine: Engine, rounds: int) -> Figures:
         ratios = []
         for number in range(4 * rounds + 1):
             # A screen that is held would spare the extraction its tower: each has its own bytes.
-            fresh = replace(manual, screen=ScreenSource(data=variant(number)))
-            manual_s = await timed_s(lambda fresh=fresh: answer(engine, fresh))  # type: ignore[misc]
-            routed_s = await timed_s(lambda fresh=fresh: routed(fresh))  # type: ignore[misc]
+            first, second = (
+                replace(manual, screen=ScreenSource(data=variant(next(numbers)))) for _ in range(2)
+            )
+            manual_s = await timed_s(lambda one=first: answer(engine, one))  # type: ignore[misc]
+            routed_s = await timed_s(lambda one=second: routed(one))  # type: ignore[misc]
             if number:
                 ratios.append(routed_s / manual_s)
         figures[key] = statistics.median(ratios)
@@ -302,11 +305,12 @@ async def stalls(engine: Engine) -> Figures:
 
 async def memory(engine: Engine, requests: int) -> Figures:
     """Growth of the process over many requests, the first tenth not counted."""
-    held = await context(engine)
     before = 0
     for number in track(range(0, requests, STREAMS), description="memory"):
         if number <= requests // 10:
             before = rss_bytes()
+        # Asked for each time: a context ends by itself, and the whole takes longer than one lives.
+        held = await context(engine)
         asks = [
             ask(f"Click {number + n}", held, expert=BLIND[n % len(BLIND)], tokens=2)
             for n in range(STREAMS)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import collections
 import errno
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ _log = structlog.get_logger()
 
 # About 10 MB.
 MAX_HELD = 10_000
-_FINGERPRINT_CHARS = 16
 # Who decided what about whose screen is for the operator's eyes only.
 _FILE_MODE = 0o600
 
@@ -128,25 +126,3 @@ class AuditLog:
         return os.open(
             self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE
         )
-
-
-def caller(tokens: Sequence[str], certificates: Sequence[bytes]) -> str:
-    """Who calls, without a secret: `token:` or `certificate:` and a fingerprint, or `anonymous`.
-
-    Args:
-        tokens: The checked bearer token, as the `authorization` header has it; empty if the
-            server asks for none.
-        certificates: The client's certificate in PEM, if it has shown one.
-
-    Returns:
-        Of a token, what `printf %s TOKEN | sha256sum | cut -c-16` prints.
-    """
-    if tokens:
-        return f"token:{_fingerprint(tokens[0].partition(' ')[2].encode())}"
-    if certificates:
-        return f"certificate:{_fingerprint(certificates[0])}"
-    return "anonymous"
-
-
-def _fingerprint(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:_FINGERPRINT_CHARS]

@@ -26,7 +26,7 @@ class Entry:
     Attributes:
         method: `Route` or `Predict`.
         request_id: The interceptor's.
-        caller: See `audit.caller`.
+        caller: See `service_chassis.auth.caller`.
         verdict: What was decided, if anything, as the record holds it.
     """
 
@@ -67,7 +67,7 @@ class Ledger:
         Args:
             method: `Route` or `Predict`.
             request_id: The interceptor's.
-            caller: See `audit.caller`.
+            caller: See `service_chassis.auth.caller`.
 
         Raises:
             Unavailable: The audit trail takes no more records, so nothing is decided.

@@ -15,7 +15,7 @@ import grpc
 import structlog
 
 from molora.v1 import router_pb2, router_pb2_grpc, types_pb2
-from router_service import audit, wire
+from router_service import wire
 from router_service.batching import BatchedHead
 from router_service.core import Abstention, Decision
 from router_service.errors import FailedPrecondition
@@ -24,6 +24,7 @@ from router_service.handshake import Handshake
 from router_service.ledger import Entry, Ledger
 from router_service.manifest import Manifest
 from router_service.policy import Policy
+from service_chassis.auth import caller
 
 # Generic in the type stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -145,7 +146,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         if self._router.checks_tokens:
             headers = context.invocation_metadata() or ()
             tokens = [str(value) for key, value in headers if key == "authorization"]
-        return audit.caller(tokens, list(context.auth_context().get("x509_pem_cert", ())))
+        return caller(tokens, list(context.auth_context().get("x509_pem_cert", ())))
 
 
 def _refuse_unknown(decision: Decision) -> None:

@@ -15,7 +15,7 @@ import torch
 from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from executor_service.model.reference import Instruction
 from executor_service.model.screen import PixelInput, ScreenReader
-from training.data.records import Record, read_records
+from training.data.records import Record, read_labelled
 
 
 @dataclass(frozen=True)
@@ -103,24 +103,13 @@ def labelled_records(path: Path, names: Sequence[str]) -> list[Record]:
     Raises:
         ValueError: A row is no record, or a record has no adapter or another one.
     """
-    read = read_records(path)
-    if read.refused:
-        first = read.refused[0]
-        raise ValueError(
-            f"{path} holds {len(read.refused)} rows that are no records, the first in line "
-            f"{first.row}: {first.reason}; remove them"
-        )
-    if not read.records:
-        raise ValueError(f"{path} holds no record")
-    unlabelled = sum(not record.adapter for record in read.records)
-    if unlabelled:
-        raise ValueError(f"{unlabelled} records have no adapter; run `molora data label` first")
-    if strange := sorted({str(record.adapter) for record in read.records} - set(names)):
+    records = read_labelled(path)
+    if strange := sorted({str(record.adapter) for record in records} - set(names)):
         raise ValueError(
             f"records name {', '.join(strange)}, which is none of {', '.join(names)}; "
             "leave them out or name their experts"
         )
-    return list(read.records)
+    return records
 
 
 def rows_of_step(count: int, step: int, batch_rows: int, seed: int) -> list[int]:

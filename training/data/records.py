@@ -174,6 +174,30 @@ def read_records(path: Path) -> RecordFile:
     return collect(iter_rows(path), record_from_json)
 
 
+def read_labelled(path: Path) -> list[Record]:
+    """Reads a file every row of which must be a record with an adapter.
+
+    Args:
+        path: JSONL file.
+
+    Raises:
+        ValueError: There is no such file, no record in it, a row that is none, or a record without
+            an adapter.
+    """
+    found = read_records(path)
+    if found.refused:
+        first = found.refused[0]
+        raise ValueError(
+            f"{path} holds {len(found.refused)} rows that are no records, the first in line "
+            f"{first.row}: {first.reason}; remove them"
+        )
+    if not found.records:
+        raise ValueError(f"{path} holds no record")
+    if unlabelled := sum(record.adapter is None for record in found.records):
+        raise ValueError(f"{unlabelled} records have no adapter; run `molora data label` first")
+    return list(found.records)
+
+
 def iter_records(path: Path) -> Iterator[Record | Refusal]:
     """Reads a JSONL file one row at a time; holds one row in memory.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from training.data.images import find_image, open_image
 from training.data.importer import source_of
-from training.data.records import Record, read_records
+from training.data.records import Record, read_labelled
 from training.evaluation.core import Case
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "miniature" / "samples" / "held_out.jsonl"
@@ -35,18 +35,8 @@ def read_cases(
         ValueError: There is no such file or no record in it, a row is no record, a record has no
             adapter, or an image cannot be read.
     """
-    found = read_records(records)
-    if found.refused:
-        first = found.refused[0]
-        raise ValueError(
-            f"{records} holds {len(found.refused)} rows that are no records, the first in line "
-            f"{first.row}: {first.reason}; remove them"
-        )
-    if not found.records:
-        raise ValueError(f"{records} holds no record")
-    if unlabelled := sum(record.adapter is None for record in found.records):
-        raise ValueError(f"{unlabelled} records have no adapter; run `molora data label` first")
-    chosen = found.records if limit is None else _in_turns(found.records, seed)[:limit]
+    labelled = read_labelled(records)
+    chosen = labelled if limit is None else _in_turns(labelled, seed)[:limit]
     folder = images_root or records.parent
     return tuple(_case(record, folder, records.stem) for record in chosen)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 import structlog
 
 from router_service import audit
-from router_service.audit import AuditLog, caller
+from router_service.audit import AuditLog
 from router_service.errors import Unavailable
 
 
@@ -179,11 +178,3 @@ def test_what_is_lost_at_the_end_is_counted(tmp_path: Path, disk: Disk, events: 
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         AuditLog(tmp_path / "no" / "audit.jsonl", lambda _: None)
-
-
-def test_callers_are_told_apart_without_their_secret() -> None:
-    fingerprint = hashlib.sha256(b"s3cret").hexdigest()[:16]
-    assert caller(["Bearer s3cret"], []) == f"token:{fingerprint}"
-    assert caller(["Bearer s3cret"], [b"PEM"]) == f"token:{fingerprint}"
-    assert caller([], [b"PEM"]) == f"certificate:{hashlib.sha256(b'PEM').hexdigest()[:16]}"
-    assert caller([], []) == "anonymous"
