@@ -8,14 +8,13 @@ Each call is a held-out screen through the SDK, as an agent sends it. Knows no m
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,11 @@ from rich.table import Table
 
 from molora_client import Molora
 from training.demo.cases import Case, read_cases
-from training.demo.server import ServerProcess
+from training.services import started
 
 SAMPLES = Path(__file__).resolve().parents[1] / "miniature" / "samples" / "held_out.jsonl"
 WARM_UP_CALLS = 3
 CONCURRENCY = 4
-READY_TIMEOUT_S = 120.0
-FREE = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0")
 
 Row = dict[str, float]
 
@@ -51,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=32, help="calls of each kind")
     arguments = parser.parse_args(argv)
     cases = read_cases(SAMPLES, arguments.calls)
-    with services() as client:
+    with started() as both, Molora(both.router, both.executor) as client:
         rows = measure(client, cases)
     show(rows)
     if arguments.json:
@@ -59,18 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
     return 0
-
-
-@contextlib.contextmanager
-def services() -> Iterator[Molora]:
-    """Executor and router on free ports, and a client of both."""
-    with ServerProcess("executor_service", FREE) as executor:
-        executor.wait_serving(READY_TIMEOUT_S)
-        address = executor.wait_listening(READY_TIMEOUT_S)
-        with ServerProcess("router_service", (*FREE, "--executor", address)) as router:
-            router.wait_serving(READY_TIMEOUT_S)
-            with Molora(router.wait_listening(READY_TIMEOUT_S), address) as client:
-                yield client
 
 
 def measure(client: Molora, cases: Sequence[Case]) -> dict[str, Row]:

@@ -109,7 +109,6 @@ def assemble(
         ledger=Ledger(bundle.manifest, bundle.version, counts, audit),
         executor_address=settings.executor,
         software_version=importlib.metadata.version("molora"),
-        checks_tokens=settings.tokens_file is not None,
     )
 
 

@@ -24,7 +24,7 @@ from router_service.handshake import Handshake
 from router_service.ledger import Entry, Ledger
 from router_service.manifest import Manifest
 from router_service.policy import Policy
-from service_chassis.auth import caller
+from service_chassis.auth import CALLER
 
 # Generic in the type stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -39,7 +39,6 @@ class Router:
         version: The bundle's digest.
         executor_address: As answers name it.
         software_version: Of this package.
-        checks_tokens: Whether a caller's token was checked, so that it says who calls.
     """
 
     manifest: Manifest
@@ -51,7 +50,6 @@ class Router:
     ledger: Ledger
     executor_address: str
     software_version: str
-    checks_tokens: bool
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         return reply
 
     async def _route(self, method: str, request: wire.RoutingRequest, context: Context) -> Routed:
-        with self._router.ledger.entry(method, _request_id(), self._caller(context)) as entry:
+        with self._router.ledger.entry(method, _request_id(), CALLER.get()) as entry:
             return await self._decide(entry, request, context)
 
     async def _decide(self, entry: Entry, request: wire.RoutingRequest, context: Context) -> Routed:
@@ -140,13 +138,6 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         return Routed(
             wire.write_decision(decision, info.expert_set, router.version), context_id, timings
         )
-
-    def _caller(self, context: Context) -> str:
-        tokens = []
-        if self._router.checks_tokens:
-            headers = context.invocation_metadata() or ()
-            tokens = [str(value) for key, value in headers if key == "authorization"]
-        return caller(tokens, list(context.auth_context().get("x509_pem_cert", ())))
 
 
 def _refuse_unknown(decision: Decision) -> None:

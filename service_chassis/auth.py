@@ -9,6 +9,7 @@ import enum
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from google.protobuf import descriptor_pool
@@ -28,6 +29,8 @@ class Role(enum.Enum):
 
 AuthTable = Mapping[str, Role]
 _FINGERPRINT_CHARS = 16
+CALLER: ContextVar[str] = ContextVar("caller")
+"""Who makes the call that is being handled, as `caller` says; the interceptor sets it."""
 
 # The methods that the chassis itself registers on every server.
 CHASSIS_AUTH: AuthTable = {

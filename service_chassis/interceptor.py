@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from service_chassis import status
-from service_chassis.auth import CHASSIS_AUTH, AuthTable, Role, TokenTable, caller, require
+from service_chassis.auth import CALLER, CHASSIS_AUTH, AuthTable, Role, TokenTable, caller, require
 from service_chassis.errors import Internal, PermissionDenied, ServiceError, Unimplemented
 from service_chassis.logging import describe_exception
 from service_chassis.metrics import ServerMetrics
@@ -163,6 +163,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         call.request_id = _request_id(call.metadata, request)
         certificates = context.auth_context().get("x509_pem_cert", ())
         call.facts["caller"] = caller(call.checked, list(certificates))
+        CALLER.set(call.facts["caller"])
         self._metrics.call_started(call.service, call.method)
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from router_service.bundle import Bundle
 from router_service.core import HeadOutput, Hint, Options, Reason
@@ -26,11 +25,12 @@ from training.calibration import Bin, expected_calibration_error, log_loss, reli
 from training.charts import Axis, Line, chart
 from training.held_out import Cases
 from training.judgement import fit_agent, fit_thresholds
+from training.pages import render
 from training.scoring import Rate
 from training.thresholds import OperatingPoint, RiskPoint, risk_coverage, safe_threshold
 
 RELIABILITIES = (0.6, 0.8, 0.95)
-TEMPLATE = "judgement.html.j2"
+TEMPLATE = Path(__file__).parent / "judgement.html.j2"
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,8 @@ def write_judgement(judgement: Judgement, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stated = json.dumps(dataclasses.asdict(judgement), indent=2)
     (folder / "judgement.json").write_text(f"{stated}\n", encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        TEMPLATE,
         judgement=judgement,
         curve=_curve_chart(judgement),
         calibration=_calibration_chart(judgement),

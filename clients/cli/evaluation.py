@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from training.evaluation.core import Case
     from training.evaluation.evaluation import Evaluation
     from training.evaluation.run import Run
-    from training.evaluation.services import Addresses
     from training.judgement_report import Judgement
+    from training.services import Services
 
 STDOUT = Path("-")
 PAGE = "evaluation.html"
@@ -149,11 +149,11 @@ def show(evaluation: Evaluation) -> None:
 
 
 @contextlib.contextmanager
-def _services(asked: Asked) -> Iterator[Addresses]:
-    from training.evaluation.services import Addresses, started
+def _services(asked: Asked) -> Iterator[Services]:
+    from training.services import Services, started
 
     if asked.router is not None and asked.executor is not None:
-        yield Addresses(asked.router, asked.executor)
+        yield Services(asked.router, asked.executor)
         return
     # Without this a SIGTERM would leave the two servers behind.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -164,7 +164,7 @@ def _services(asked: Asked) -> Iterator[Addresses]:
         signal.signal(signal.SIGTERM, before)
 
 
-async def _run(asked: Asked, addresses: Addresses, cases: Sequence[Case]) -> Run:
+async def _run(asked: Asked, addresses: Services, cases: Sequence[Case]) -> Run:
     from training.evaluation.run import run_cases
 
     file = asked.token_file

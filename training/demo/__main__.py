@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -24,14 +23,15 @@ from molora_client import Molora, MoloraError
 from training.demo import override as grpcurl
 from training.demo.cases import Case, read_cases
 from training.demo.override import GrpcurlFailed, Override
-from training.demo.report import answer_text, write_report
+from training.demo.report import write_report
 from training.demo.run import MAX_NEW_TOKENS, CaseResult, ask_expert, run_case
-from training.demo.server import ServerFailed, ServerProcess
+from training.demo.server import ServerFailed
 from training.demo.summary import Summary, summarise
+from training.pages import answer_text
+from training.services import started
 
 SAMPLES = Path(__file__).resolve().parents[2] / "miniature" / "samples" / "held_out.jsonl"
 OUT = Path("artifacts/demo")
-READY_TIMEOUT_S = 90.0
 CALL_TIMEOUT_S = 60.0
 
 
@@ -86,31 +86,14 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def _services(console: Console) -> Iterator[Molora]:
-    """Executor and router on free ports of loopback, and a client once both are SERVING."""
-    # The demo shows the embedded miniature, whatever the user's own servers are set to.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MOLORA_", "LORA_"))
-    }
-    free = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    """The miniature's services, and a client once both are SERVING."""
     with contextlib.ExitStack() as stack:
         with console.status("starting executor and router"):
-            executor = stack.enter_context(
-                ServerProcess("executor_service", free, environment=environment)
-            )
-            executor_address = executor.wait_listening(READY_TIMEOUT_S)
-            flags = [*free, "--executor", executor_address]
-            router = stack.enter_context(
-                ServerProcess("router_service", flags, environment=environment)
-            )
-            executor.wait_serving(READY_TIMEOUT_S)
-            router.wait_serving(READY_TIMEOUT_S)
-        router_address = router.wait_listening(READY_TIMEOUT_S)
-        console.print(f"executor {executor_address}   router {router_address}   both SERVING")
-        client = Molora(router_address, executor_address, timeout_s=CALL_TIMEOUT_S)
+            both = stack.enter_context(started())
+        console.print(f"executor {both.executor}   router {both.router}   both SERVING")
+        client = Molora(both.router, both.executor, timeout_s=CALL_TIMEOUT_S)
         yield stack.enter_context(client)
-    for server in (router, executor):
+    for server in both.processes:
         if server.exit_code != 0:
             raise ServerFailed(f"{server.name} did not drain: exit code {server.exit_code}")
 

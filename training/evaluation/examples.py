@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from molora_client import to_pixels
-from training.data.calls import ToolCall
-from training.demo.report import Mark, call_text
-from training.evaluation.core import Answer, Case, CaseResult
-from training.scoring import default_tolerance
+from training.evaluation.core import Answer, CaseResult
+from training.pages import Mark, answer_text, data_url, mark_size, marks
 
 SHOWN_MODES = ("top1", "soft", "oracle", "uniform", "base")
-_MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
 @dataclass(frozen=True)
@@ -66,36 +60,16 @@ def _example(result: CaseResult) -> Example:
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
     return Example(
         result=result,
-        image=_data_address(case.screen),
-        expected=_marks(case, case.expected),
-        given=_marks(case, routed.calls if routed else ()),
+        image=data_url(case.screen),
+        expected=marks(case, case.expected),
+        given=marks(case, routed.calls if routed else ()),
         gates=[(name, weights.get(name, 0.0), probability) for name, probability in ranked],
         answers=[_said(mode, result.answers[mode]) for mode in SHOWN_MODES],
-        mark_size=max(case.width, case.height) / 36,
+        mark_size=mark_size(case),
     )
 
 
 def _said(mode: str, answer: Answer | None) -> tuple[str, str, bool, float | None]:
     if answer is None:
         return mode, "(the router abstained)", False, None
-    calls = "; ".join(call_text(call) for call in answer.calls)
-    return mode, calls or answer.text.strip() or "(nothing)", answer.right, answer.loss
-
-
-def _marks(case: Case, calls: Sequence[ToolCall]) -> list[Mark]:
-    """The calls that point at a place inside the screen."""
-    marks = []
-    for call in calls:
-        try:
-            pair = tuple(call.arguments["coordinate"])
-            x, y = to_pixels(pair, width=case.width, height=case.height)
-        except (KeyError, TypeError, ValueError):
-            continue
-        radius_x, radius_y = case.tolerance or default_tolerance(call)
-        marks.append(Mark(x, y, radius_x * case.width / 1000, radius_y * case.height / 1000))
-    return marks
-
-
-def _data_address(path: Path) -> str:
-    content = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f"data:{_MIME.get(path.suffix.lower(), 'image/png')};base64,{content}"
+    return mode, answer_text(answer), answer.right, answer.loss

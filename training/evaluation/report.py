@@ -10,23 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from training.charts import Axis, Line, chart
-from training.demo.report import call_text
 from training.evaluation.core import MODES
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.examples import examples
 from training.evaluation.pictures import Bar, bars, grouped, histogram
 from training.evaluation.routing import NOBODY
 from training.evaluation.scores import WRONG, Part
+from training.pages import render
 from training.scoring import Rate
 
 if TYPE_CHECKING:
     from training.evaluation.runs import TrainingRun
     from training.judgement_report import Judgement
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = Path(__file__).parent / "report.html.j2"
 LABELS = {
     "oracle": "own expert",
     "top1": "top-1",
@@ -50,15 +48,8 @@ def write_report(path: Path, evaluation: Evaluation, judgement: Judgement | None
         evaluation: What it shows.
         judgement: What the bundle's thresholds were measured to be worth; has its own page too.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["call"] = call_text
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        TEMPLATE,
         evaluation=evaluation,
         whole=evaluation.whole,
         routing=evaluation.routing,

@@ -47,14 +47,14 @@ def test_a_dash_is_stdout_and_nothing_else_is_there(molora, asked):
 def test_without_addresses_the_services_are_started(molora, asked, stub, monkeypatch, tmp_path):
     import contextlib
 
-    from training.evaluation import services
+    from training import services
 
     given = []
 
     @contextlib.contextmanager
     def started(bundle):
         given.append(bundle)
-        yield services.Addresses(stub.address, stub.address)
+        yield services.Services(stub.address, stub.address)
 
     monkeypatch.setattr(services, "started", started)
     done = molora(*asked[:2], "--bundle", tmp_path, "--json", "-")
@@ -102,8 +102,8 @@ def test_a_failed_call_ends_as_grpcurl_does(molora, asked, stub):
 
 
 def test_services_that_do_not_start(molora, asked, monkeypatch):
+    from training import services
     from training.demo.server import ServerFailed
-    from training.evaluation import services
 
     def started(bundle):
         raise ServerFailed("executor_service ended with exit code 3")

@@ -21,9 +21,10 @@ from training.data.calls import ToolCall, format_calls
 from training.data.synthesize import synthesize
 from training.demo.cases import Case, read_cases
 from training.demo.override import GrpcurlFailed, override
-from training.demo.report import answer_text, call_text, write_report
+from training.demo.report import write_report
 from training.demo.run import Answer, CaseResult, run_case
 from training.demo.summary import summarise
+from training.pages import answer_text, call_text
 
 EXPERTS = ("calendar", "claim-window")
 

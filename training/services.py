@@ -1,4 +1,4 @@
-"""The miniature's two services, started for an evaluation and stopped after it.
+"""The miniature's two services, started for a while and stopped after it.
 
 Knows how servers are started; asks them nothing.
 """
@@ -17,22 +17,29 @@ READY_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
-class Addresses:
-    """Where the services listen, `host:port` each."""
+class Services:
+    """Both services.
+
+    Attributes:
+        router: Its address, `host:port`.
+        executor: Its address.
+        processes: What was started for it; none where both ran already.
+    """
 
     router: str
     executor: str
+    processes: tuple[ServerProcess, ...] = ()
 
 
 @contextlib.contextmanager
-def started(bundle: Path | None = None) -> Iterator[Addresses]:
+def started(bundle: Path | None = None) -> Iterator[Services]:
     """Both on free ports of loopback, over the miniature, whatever the user's own are set to.
 
     Args:
         bundle: The router's; None for the miniature's.
 
     Yields:
-        Their addresses, once both are SERVING.
+        Both, once they are SERVING.
 
     Raises:
         ServerFailed: One died or did not get ready.
@@ -54,4 +61,4 @@ def started(bundle: Path | None = None) -> Iterator[Addresses]:
         )
         executor.wait_serving(READY_TIMEOUT_S)
         router.wait_serving(READY_TIMEOUT_S)
-        yield Addresses(router.wait_listening(READY_TIMEOUT_S), address)
+        yield Services(router.wait_listening(READY_TIMEOUT_S), address, (router, executor))
