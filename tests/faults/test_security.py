@@ -133,14 +133,18 @@ async def code_of(
     credentials: grpc.ChannelCredentials | None = None,
     body: bytes = b"",
 ) -> grpc.StatusCode:
-    """Calls any method with any bytes."""
+    """Calls any method with any bytes.
+
+    One message in one batch: grpc.aio turns a streamed write to a call that the server has already
+    refused into INTERNAL of its own.
+    """
     channel = (
         grpc.aio.secure_channel(address, credentials)
         if credentials
         else grpc.aio.insecure_channel(address)
     )
     async with channel:
-        call = channel.stream_stream(method)(iter([body]), metadata=metadata, timeout=10)
+        call = channel.unary_stream(method)(body, metadata=metadata, timeout=10)
         with contextlib.suppress(grpc.aio.AioRpcError):
             async for _ in call:
                 pass
