@@ -103,14 +103,20 @@ def _run(console: Console, client: Molora, cases: Sequence[Case]) -> list[CaseRe
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         return [
-            run_case(client, case, experts)
-            for case in bar.track(cases, description="held-out screens")
+            run_case(client, case, _other(experts, case.expert, at))
+            for at, case in enumerate(bar.track(cases, description="held-out screens"))
         ]
+
+
+def _other(experts: Sequence[str], own: str, turn: int) -> str:
+    """A wrong expert; each of them has its turn."""
+    others = [name for name in experts if name != own]
+    return others[turn % len(others)]
 
 
 def _override(client: Molora, result: CaseResult) -> tuple[Override, bool]:
     """Forces another expert on a routed screen by hand, and asks the SDK for the same."""
-    case, expert = result.case, next(iter(result.wrong), result.case.expert)
+    case, expert = result.case, result.other
     routed = client.route(case.prompt, case.screen)
     typed = grpcurl.override(
         address=routed.executor,

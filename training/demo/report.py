@@ -43,7 +43,7 @@ def _card(result: CaseResult) -> dict[str, Any]:
     answers = [
         ("routed", result.prediction),
         (f"own expert ({case.expert})", result.oracle),
-        *((f"wrong expert ({name})", answer) for name, answer in result.wrong.items()),
+        (f"wrong expert ({result.other})", result.wrong),
         ("base only", result.base),
     ]
     gates = [
@@ -53,7 +53,7 @@ def _card(result: CaseResult) -> dict[str, Any]:
             "probability": result.routed.probabilities.get(name),
             "own": name == case.expert,
         }
-        for name in (case.expert, *result.wrong)
+        for name in result.routed.probabilities
     ]
     return {
         "result": result,

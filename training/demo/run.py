@@ -6,7 +6,7 @@ Knows the client and the scoring; knows neither processes nor how results are sh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,7 +41,8 @@ class CaseResult:
         prediction: The answer of Predict, under the router's gates.
         oracle: The answer of the case's own expert.
         base: The answer without any expert.
-        wrong: Other expert to its answer.
+        other: An expert whose case this is not.
+        wrong: The answer of that one.
     """
 
     case: Case
@@ -51,7 +52,8 @@ class CaseResult:
     prediction: Answer
     oracle: Answer
     base: Answer
-    wrong: dict[str, Answer]
+    other: str
+    wrong: Answer
 
     @property
     def routed_expert(self) -> str:
@@ -64,13 +66,13 @@ class CaseResult:
         return self.routed_expert == self.case.expert
 
 
-def run_case(client: Molora, case: Case, experts: Sequence[str]) -> CaseResult:
+def run_case(client: Molora, case: Case, other: str) -> CaseResult:
     """Routes and answers one case in every way.
 
     Args:
         client: Connected to both services.
         case: The case.
-        experts: The loaded experts.
+        other: The wrong expert to ask.
 
     Returns:
         Decision, answers and timings.
@@ -82,7 +84,6 @@ def run_case(client: Molora, case: Case, experts: Sequence[str]) -> CaseResult:
     prediction, predict_ms = _timed(
         lambda: client.predict(case.prompt, case.screen, max_new_tokens=MAX_NEW_TOKENS)
     )
-    by_expert = {name: answer(case, ask_expert(client, case, routed, name)) for name in experts}
     base = client.generate(
         case.prompt, routed.context, base_only=True, max_new_tokens=MAX_NEW_TOKENS
     )
@@ -92,9 +93,10 @@ def run_case(client: Molora, case: Case, experts: Sequence[str]) -> CaseResult:
         route_ms=route_ms,
         predict_ms=predict_ms,
         prediction=answer(case, prediction.generation),
-        oracle=by_expert.pop(case.expert),
+        oracle=answer(case, ask_expert(client, case, routed, case.expert)),
         base=answer(case, base),
-        wrong=by_expert,
+        other=other,
+        wrong=answer(case, ask_expert(client, case, routed, other)),
     )
 
 

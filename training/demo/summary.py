@@ -114,7 +114,7 @@ def summarise(
             "oracle_accuracy": _rate([r.oracle for r in results]),
             "routed_accuracy": _rate([r.prediction for r in results]),
             "base_accuracy": _rate([r.base for r in results]),
-            "wrong_expert_accuracy": _rate([a for r in results for a in r.wrong.values()]),
+            "wrong_expert_accuracy": _rate([r.wrong for r in results]),
         },
         override_ok=override_ok,
         median_route_ms=statistics.median(r.route_ms for r in results),
