@@ -1,6 +1,6 @@
 """The router's calls to the executor: deadlines, request ids, and its errors passed on.
 
-Knows channels and statuses; knows no gate and no digest. It retries nothing: the caller of the
+Knows calls and statuses; knows no gate and no digest. It retries nothing: the caller of the
 router owns the retry budget, and two layers of retries multiply.
 """
 
@@ -25,28 +25,47 @@ from router_service.errors import (
 )
 from service_chassis.interceptor import REQUEST_ID_KEY
 from service_chassis.status import DETAILS_KEY, DOMAIN
+from service_chassis.upstream import Upstream, UpstreamFiles
 
 # Kept of the caller's deadline, so that the router's own status still reaches it.
 _MARGIN_S = 0.05
 _MARGIN_SHARE = 0.1
 _INFO_TIMEOUT_S = 5.0
 _BY_CODE = {kind.code: kind for kind in ServiceError.__subclasses__()}
+# What grpc says, in no other form than text, where it does not trust the certificate it is shown.
+_UNTRUSTED = ("handshake failed", "verification check failed")
+# What is meant for the router must not look to its callers as if it were meant for them.
+_REFUSED = {
+    "UNAUTHENTICATED": "The executor does not accept the router's token; put one that it knows "
+    "into the file of --executor-token-file.",
+    "PERMISSION_DENIED": "The router's token may not infer; put one with the role infer into the "
+    "file of --executor-token-file.",
+    "UNIMPLEMENTED": "The server at --executor is no executor; correct the address.",
+}
 
 
 class ExecutorClient:
-    """One channel to one executor. Make it on the event loop that uses it.
+    """Calls to one executor. Make it on the event loop that uses it.
 
     Args:
         address: host:port.
+        files: How to trust the executor, and how to be trusted by it.
         max_message_bytes: Largest request and response.
         call_max_s: Longest call, in seconds; a caller's shorter deadline wins.
+
+    Raises:
+        OSError: A file cannot be used now.
+        ValueError: Likewise.
     """
 
-    def __init__(self, address: str, max_message_bytes: int, call_max_s: float) -> None:
+    def __init__(
+        self, address: str, files: UpstreamFiles, max_message_bytes: int, call_max_s: float
+    ) -> None:
         self._call_max_s = call_max_s
-        self._channel = grpc.aio.insecure_channel(
+        self._executor = Upstream(
             address,
-            options=[
+            files,
+            [
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.enable_retries", 0),
@@ -59,12 +78,12 @@ class ExecutorClient:
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2_000),
             ],
+            executor_pb2_grpc.ExecutorServiceStub,
         )
-        self._stub = executor_pb2_grpc.ExecutorServiceStub(self._channel)
 
     async def close(self) -> None:
-        """Close the channel; calls in flight are cancelled."""
-        await self._channel.close()
+        """Close the connection; calls in flight are cancelled."""
+        await self._executor.close()
 
     async def info(self) -> ExecutorInfo:
         """What the executor runs.
@@ -73,9 +92,12 @@ class ExecutorClient:
             ServiceError: See `passed_on`.
         """
         try:
-            reply = await self._stub.GetServerInfo(
-                executor_pb2.GetServerInfoRequest(), timeout=_INFO_TIMEOUT_S
-            )
+            async with self._executor.stub() as stub:
+                reply = await stub.GetServerInfo(
+                    executor_pb2.GetServerInfoRequest(),
+                    timeout=_INFO_TIMEOUT_S,
+                    metadata=self._executor.metadata(),
+                )
         except grpc.aio.AioRpcError as error:
             raise passed_on(error) from error
         return wire.read_info(reply)
@@ -102,11 +124,12 @@ class ExecutorClient:
             prompt=prompt, screen=screen, request_id=request_id
         )
         try:
-            reply = await self._stub.ExtractFeatures(
-                request,
-                timeout=self._timeout_s(remaining_s),
-                metadata=((REQUEST_ID_KEY, request_id),),
-            )
+            async with self._executor.stub() as stub:
+                reply = await stub.ExtractFeatures(
+                    request,
+                    timeout=self._timeout_s(remaining_s),
+                    metadata=self._metadata(request_id),
+                )
         except grpc.aio.AioRpcError as error:
             raise passed_on(error) from error
         return wire.read_features(reply)
@@ -124,23 +147,27 @@ class ExecutorClient:
             ServiceError: See `passed_on`.
             Internal: INCOMPLETE_STREAM, the executor ended it without `completed`.
         """
-        call = self._stub.Generate(
-            request,
-            timeout=self._timeout_s(remaining_s),
-            metadata=((REQUEST_ID_KEY, request.request_id),),
-        )
         completed = False
-        try:
-            async for event in call:
-                completed = event.HasField("completed")
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise passed_on(error) from error
-        finally:
-            # Where the client left, the executor must not go on alone.
-            call.cancel()
+        async with self._executor.stub() as stub:
+            call = stub.Generate(
+                request,
+                timeout=self._timeout_s(remaining_s),
+                metadata=self._metadata(request.request_id),
+            )
+            try:
+                async for event in call:
+                    completed = event.HasField("completed")
+                    yield event
+            except grpc.aio.AioRpcError as error:
+                raise passed_on(error) from error
+            finally:
+                # Where the client left, the executor must not go on alone.
+                call.cancel()
         if not completed:
             raise Internal("INCOMPLETE_STREAM", "The executor ended its answer before its end.")
+
+    def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
+        return ((REQUEST_ID_KEY, request_id), *self._executor.metadata())
 
     def _timeout_s(self, remaining_s: float | None) -> float:
         if remaining_s is None:
@@ -160,16 +187,25 @@ def passed_on(error: grpc.aio.AioRpcError) -> ServiceError:
         error: What a call to the executor raised.
 
     Returns:
-        The executor's own error if it stated a reason. Else one with a constant text, because the
-        library's texts hold addresses.
+        FailedPrecondition where the two servers do not trust each other. Else the executor's own
+        error if it stated a reason, or one with a constant text, because the library's texts hold
+        addresses.
     """
     code = error.code().name
+    if code in _REFUSED:
+        return FailedPrecondition("EXECUTOR_REFUSED", _REFUSED[code], code=code)
     stated = _stated_error(error, _BY_CODE.get(code))
     if stated is not None:
         return stated
     if code == "DEADLINE_EXCEEDED":
         return DeadlineExceeded(
             "EXECUTOR_TIMEOUT", "The executor did not answer in time; allow the call more time."
+        )
+    if any(sign in (error.details() or "").lower() for sign in _UNTRUSTED):
+        return FailedPrecondition(
+            "EXECUTOR_UNTRUSTED",
+            "The TLS handshake with the executor fails; give the CA of its certificate by "
+            "--executor-tls-ca, and a name in it by --executor.",
         )
     if code in ("UNAVAILABLE", "CANCELLED"):
         return Unavailable(
@@ -178,10 +214,6 @@ def passed_on(error: grpc.aio.AioRpcError) -> ServiceError:
     if code == "RESOURCE_EXHAUSTED":
         return ResourceExhausted(
             "MESSAGE_TOO_LARGE", "The executor accepts no message of this size; send a smaller one."
-        )
-    if code in ("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return FailedPrecondition(
-            "EXECUTOR_REFUSED", "The executor refuses the router; check its address and the roles."
         )
     return Internal("EXECUTOR_FAILED", "The executor failed; its log has this request's id.")
 

@@ -46,7 +46,11 @@ NOT_CONTACTED = Problem(
     Unavailable, "EXECUTOR_UNREACHABLE", "The executor has not answered yet; retry later."
 )
 UNREACHABLE = Problem(
-    Unavailable, "EXECUTOR_UNREACHABLE", "The executor does not answer; retry once it is back."
+    Unavailable,
+    "EXECUTOR_UNREACHABLE",
+    "The executor does not answer; retry once it is back. If it runs, correct --executor, or give "
+    "the router what its TLS asks for by --executor-tls-ca, --executor-tls-cert and "
+    "--executor-tls-key.",
 )
 
 
@@ -191,7 +195,7 @@ class Handshake:
         """Around a call to the executor: look again soon where it went away or changed."""
         try:
             yield
-        except (Aborted, Unavailable):
+        except (Aborted, FailedPrecondition, Unavailable):
             self._look_now.set()
             raise
 
@@ -214,10 +218,12 @@ class Handshake:
             self._problem = compare(self._manifest, self._info)
         except (Unavailable, DeadlineExceeded):
             self._problem = UNREACHABLE
+        except FailedPrecondition as error:
+            self._problem = _mismatch(error.reason, error.message, error.metadata)
         except ServiceError as error:
             self._problem = _mismatch(
-                "EXECUTOR_REFUSED",
-                "The executor refuses to say what it runs; check its address and the roles.",
+                "EXECUTOR_FAILED",
+                "The executor fails to say what it runs; its log has the reason.",
                 {"code": error.code, "cause": error.reason},
             )
         if self._problem != before:
@@ -227,5 +233,8 @@ class Handshake:
         if self._problem is None:
             _log.info("executor matches the bundle")
         else:
-            _log.warning("not serving", reason=self._problem.reason, **self._problem.metadata)
+            problem = self._problem
+            _log.warning(
+                "not serving", reason=problem.reason, remedy=problem.message, **problem.metadata
+            )
         self._on_change(self._problem is None)

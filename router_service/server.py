@@ -95,7 +95,10 @@ def assemble(
         )
     policy = Policy(policy_in_force(settings, bundle.manifest))
     executor = ExecutorClient(
-        settings.executor, settings.max_message_bytes, settings.executor_call_max_s
+        settings.executor,
+        settings.executor_files,
+        settings.max_message_bytes,
+        settings.executor_call_max_s,
     )
     counts = RouterMetrics(metrics.registry, policy.config.experts)
     audit = AuditLog(settings.audit_file, counts.audit_held) if settings.audit_file else None

@@ -138,6 +138,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def stays_here(address: str) -> bool:
+    """Whether what is sent to `host:port`, `[v6]:port` or `unix:path` never leaves this machine."""
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    return address.startswith("unix:") or is_loopback(host)
+
+
 def parse_settings(cls: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     """Settings from flags, environment, file and defaults, in this order of precedence.
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from molora.v1 import executor_pb2, executor_pb2_grpc, types_pb2
@@ -16,6 +17,7 @@ from service_chassis.health import Health
 from service_chassis.metrics import ServerMetrics
 from service_chassis.server import build_server
 from service_chassis.settings import ServerSettings
+from service_chassis.tls import TlsFiles, server_credentials, watch_tls
 from tests.support import router_bundle
 
 _SERVICE = "molora.v1.ExecutorService"
@@ -121,17 +123,27 @@ class StubExecutor(executor_pb2_grpc.ExecutorServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def serving(stub: StubExecutor, port: int = 0) -> AsyncIterator[str]:
+async def serving(
+    stub: StubExecutor,
+    port: int = 0,
+    tls: TlsFiles | None = None,
+    tokens_file: Path | None = None,
+) -> AsyncIterator[str]:
     """Serve the stub on loopback; yields its address."""
     server = build_server(
-        ServerSettings(),
+        ServerSettings(tokens_file=tokens_file),
         lambda s: executor_pb2_grpc.add_ExecutorServiceServicer_to_server(stub, s),
         [_SERVICE],
         {f"/{_SERVICE}/{method}": Role.INFER for method in _METHODS},
         ServerMetrics(),
         Health([_SERVICE]),
     )
-    taken = server.add_insecure_port(f"127.0.0.1:{port}")
+    wanted = f"127.0.0.1:{port}"
+    taken = (
+        server.add_secure_port(wanted, server_credentials(watch_tls(tls)))
+        if tls
+        else server.add_insecure_port(wanted)
+    )
     await server.start()
     try:
         yield f"127.0.0.1:{taken}"

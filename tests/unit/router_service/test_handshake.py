@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 from router_service.core import ExpertEntry, Features
 from router_service.errors import Aborted, FailedPrecondition, Unavailable
 from router_service.executor_client import ExecutorClient
 from router_service.handshake import Handshake
+from service_chassis.upstream import UpstreamFiles
 from tests.support import router_bundle
+from tests.support.certificates import Authority, write_server
 from tests.support.stub_executor import StubExecutor, free_address, serving
 
 CALENDAR, CHART, CLAIM = router_bundle.EXPERTS
@@ -24,8 +28,8 @@ OTHER = ExpertEntry("other", "0" * 64)
 class Watch:
     """A running handshake, and every change of health it told."""
 
-    def __init__(self, address: str) -> None:
-        self.client = ExecutorClient(address, 2**20, 10.0)
+    def __init__(self, address: str, files: UpstreamFiles) -> None:
+        self.client = ExecutorClient(address, files, 2**20, 10.0)
         self.handshake = Handshake(router_bundle.manifest(b""), self.client.info, interval_s=0.02)
         self.told: list[bool] = []
         self.task = asyncio.ensure_future(self.handshake.run(self.told.append))
@@ -46,8 +50,11 @@ class Watch:
 
 
 @contextlib.asynccontextmanager
-async def watching(address: str) -> AsyncIterator[Watch]:
-    watch = Watch(address)
+async def watching(
+    address: str,
+    files: UpstreamFiles = UpstreamFiles(),  # noqa: B008 (it is frozen)
+) -> AsyncIterator[Watch]:
+    watch = Watch(address, files)
     try:
         yield watch
     finally:
@@ -132,8 +139,7 @@ async def test_an_executor_that_comes_and_goes() -> None:
         with pytest.raises(Unavailable):
             watch.handshake.require()
         async with serving(StubExecutor(), int(address.rpartition(":")[2])):
-            await watch.until_reason(None)
-        assert watch.told[-1] is True
+            await watch.until(lambda: watch.told[-1] is True)
 
 
 async def test_a_server_that_is_no_executor() -> None:
@@ -145,6 +151,62 @@ async def test_a_server_that_is_no_executor() -> None:
     async with watching(f"127.0.0.1:{port}") as watch:
         await watch.until_reason("EXECUTOR_REFUSED")
     await server.stop(None)
+
+
+class TestTrust:
+    """An executor with TLS, client certificates and tokens; and a router that lacks something."""
+
+    @pytest.fixture
+    async def address(self, tmp_path: Path) -> AsyncIterator[str]:
+        authority = Authority()
+        tls = write_server(tmp_path, authority.issue(), authority.pem)
+        pair = authority.issue("router.example")
+        contents = {"ca": authority.pem, "cert": pair.certificate, "key": pair.key}
+        contents |= {"token": b"of-the-router", "metrics": b"of-another", "wrong": b"unknown"}
+        contents["other-ca"] = Authority().pem
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        tokens = tmp_path / "tokens"
+        tokens.write_text("infer of-the-router\nmetrics of-another\n")
+        async with serving(StubExecutor(), tls=tls, tokens_file=tokens) as address:
+            yield address
+
+    @pytest.mark.parametrize(
+        ("files", "reason", "remedy"),
+        [
+            ("ca cert key token", None, ""),
+            ("other-ca cert key token", "EXECUTOR_UNTRUSTED", "--executor-tls-ca"),
+            ("ca cert key wrong", "EXECUTOR_REFUSED", "one that it knows into"),
+            ("ca cert key metrics", "EXECUTOR_REFUSED", "role infer"),
+            ("ca cert key -", "EXECUTOR_REFUSED", "--executor-token-file"),
+            ("ca - - token", "EXECUTOR_UNREACHABLE", "--executor-tls-cert"),
+            ("- - - token", "EXECUTOR_UNREACHABLE", "--executor-tls-ca"),
+        ],
+    )
+    async def test_what_it_lacks_is_said(
+        self, address: str, tmp_path: Path, files: str, reason: str | None, remedy: str
+    ) -> None:
+        paths = [None if name == "-" else tmp_path / name for name in files.split()]
+        with structlog.testing.capture_logs() as logs:
+            async with watching(address, UpstreamFiles(*paths)) as watch:
+                await watch.until(lambda: bool(watch.told))
+                problem = watch.handshake.problem
+        assert (problem.reason if problem else None) == reason
+        assert watch.told == [reason is None]
+        # The executor runs in this process, and logs its calls.
+        [entry] = [entry for entry in logs if entry["event"] != "request"]
+        assert remedy in entry.get("remedy", "")
+        assert not any(secret in str(logs) for secret in ("of-", "unknown", "127.0.0.1"))
+
+    async def test_a_name_that_is_not_in_the_certificate(self, tmp_path: Path) -> None:
+        authority = Authority()
+        tls = write_server(tmp_path, authority.issue("gpu.example"))
+        (tmp_path / "ca").write_bytes(authority.pem)
+        async with (
+            serving(StubExecutor(), tls=tls) as address,
+            watching(address, UpstreamFiles(ca=tmp_path / "ca")) as watch,
+        ):
+            await watch.until_reason("EXECUTOR_UNTRUSTED")
 
 
 class TestConfirm:
