@@ -68,6 +68,9 @@ class StubServices:
         self.script: dict[str, list[Fail | Reply]] = defaultdict(list)
         self.calls: list[Call] = []
         self.address = ""
+        # What health says; None: there is no health service.
+        self.serving: bool | None = None
+        self.health_checks = 0
 
     def seen(self, method: str) -> list[Call]:
         return [call for call in self.calls if call.method == method]
@@ -232,6 +235,20 @@ def _handler(stub: StubServices, method: Any) -> grpc.RpcMethodHandler:
     return make(behaviour, request.FromString, reply.SerializeToString)
 
 
+def _health(stub: StubServices) -> grpc.GenericRpcHandler:
+    """Bytes in, bytes out, as grpcio-health-checking is not everywhere that the SDK is."""
+
+    def check(request: bytes, context: grpc.ServicerContext) -> bytes:
+        stub.health_checks += 1
+        if stub.serving is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no health here")
+        assert request.partition(b"molora.v1.")[2] in (b"RouterService", b"ExecutorService")
+        return b"\x08\x01" if stub.serving else b"\x08\x02"
+
+    handlers = {"Check": grpc.unary_unary_rpc_method_handler(check)}
+    return grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
+
+
 @contextlib.contextmanager
 def running_stub() -> Iterator[StubServices]:
     """A stub on a free port of loopback."""
@@ -242,6 +259,7 @@ def running_stub() -> Iterator[StubServices]:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service.full_name, handlers),)
         )
+    server.add_generic_rpc_handlers((_health(stub),))
     names = [service.full_name for service in SERVICES]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     stub.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

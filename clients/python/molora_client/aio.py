@@ -12,11 +12,14 @@ from molora_client.transport import AioTransport
 
 
 class AsyncMolora(InferenceCalls, OperatorCalls):
-    """A client of one router and one executor, on one event loop; share it, it multiplexes.
+    """A client of routers and executors, on one event loop; share it, it multiplexes.
+
+    Of several addresses those whose health says SERVING take turns. A held screen goes to the
+    executor that holds it, and a change of experts needs a client of one executor.
 
     Args:
-        router: Address of the router, `host:port`.
-        executor: Address of the executor; a held screen goes to its own replica instead.
+        router: Address of the router, `host:port`; several with commas between.
+        executor: Address of the executor, or several.
         token: Bearer token; refused over plaintext beyond loopback.
         tls: How to trust the servers; None for plaintext.
         timeout_s: Deadline of a call, its retries included, where the call gives none.

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import uuid
 
+from molora_client import wire
 from molora_client.calls import Caller
 from molora_client.channel import Tls
 from molora_client.inputs import ContextRef
+from molora_client.replicas import Replicas
 from molora_client.retry import Attempts, RetryBudget
 from molora_client.transport import Transport
 
@@ -23,8 +25,8 @@ class ClientBase:
 
     Args:
         transport: Carries the calls.
-        router: Address of the router, `host:port`.
-        executor: Address of the executor.
+        router: Address of the router, `host:port`; several, with commas between, take turns.
+        executor: Address of the executor, or several.
         token: Bearer token, or None.
         tls: How to trust the servers, or None for plaintext.
         timeout_s: Deadline of a call that gives none.
@@ -39,8 +41,8 @@ class ClientBase:
         tls: Tls | None,
         timeout_s: float,
     ) -> None:
-        self._router = router
-        self._executor = executor
+        self._router = Replicas(router, wire.ROUTER_SERVICE)
+        self._executor = Replicas(executor, wire.EXECUTOR_SERVICE)
         self._timeout_s = timeout_s
         self._budget = RetryBudget()
         self._caller = Caller(transport, token, tls)
@@ -48,6 +50,12 @@ class ClientBase:
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
         await self._caller.close()
+
+    def _holder(self, context: ContextRef) -> Replicas:
+        """Whom to ask about a screen: the one replica that holds it, if it is known."""
+        if context.executor:
+            return Replicas(context.executor, wire.EXECUTOR_SERVICE)
+        return self._executor
 
     def _attempts(
         self,

@@ -46,7 +46,7 @@ def _blocking_stream(
 
 
 class Molora:
-    """A blocking client of one router and one executor; threads may share it, forks may not.
+    """A blocking client of routers and executors; threads may share it, forks may not.
 
     Arguments as for `AsyncMolora`.
     """

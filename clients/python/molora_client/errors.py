@@ -173,5 +173,6 @@ CONTEXT_EXPIRED = "CONTEXT_EXPIRED"
 
 REMEDIES: Mapping[str, str] = {
     "TOKEN_OVER_PLAINTEXT": "Pass `tls=Tls(...)`, or call a loopback address.",
+    "SEVERAL_EXECUTORS": "Make a client of the one `executor` that is to change.",
     "UNKNOWN_EXPERT": "Take a name from `molora experts list`.",
 }

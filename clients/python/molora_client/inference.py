@@ -169,10 +169,9 @@ class InferenceCalls(ClientBase):
             request_id=request_id,
         )
         wire.set_gating(request, gating)
-        address = context.executor or self._executor
-        attempts = self._attempts(timeout_s, context)
+        attempts, holder = self._attempts(timeout_s, context), self._holder(context)
         return AsyncGenerationStream(
-            self._caller.stream(address, wire.GENERATE, request, attempts, request_id)
+            self._caller.stream(holder, wire.GENERATE, request, attempts, request_id)
         )
 
     predict = _whole(
@@ -217,9 +216,8 @@ class InferenceCalls(ClientBase):
             request_id=request_id,
         )
         wire.set_gating(request, gating)
-        address = context.executor or self._executor
-        attempts = self._attempts(timeout_s, context)
-        reply = await self._caller.unary(address, wire.SCORE, request, attempts, request_id)
+        attempts, holder = self._attempts(timeout_s, context), self._holder(context)
+        reply = await self._caller.unary(holder, wire.SCORE, request, attempts, request_id)
         return wire.decode_scored(reply, request_id)
 
     async def features(
@@ -237,10 +235,9 @@ class InferenceCalls(ClientBase):
             screen=wire.encode_screen(context),
             request_id=request_id,
         )
-        address = context.executor or self._executor
-        attempts = self._attempts(timeout_s, context)
+        attempts, holder = self._attempts(timeout_s, context), self._holder(context)
         reply = await self._caller.unary(
-            address, wire.EXTRACT_FEATURES, request, attempts, request_id
+            holder, wire.EXTRACT_FEATURES, request, attempts, request_id
         )
-        held = ContextRef(reply.context_id, address, context.data)
+        held = ContextRef(reply.context_id, attempts.address, context.data)
         return wire.decode_features(reply, held, request_id)

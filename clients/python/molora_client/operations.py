@@ -10,6 +10,8 @@ from google.protobuf.message import Message
 from molora.v1 import admin_pb2, executor_pb2, router_pb2
 from molora_client import results, wire
 from molora_client.base import ClientBase, new_request_id
+from molora_client.errors import InvalidArgumentError
+from molora_client.replicas import Replicas
 from molora_client.wire import Method, Reply
 
 
@@ -111,14 +113,19 @@ class OperatorCalls(ClientBase):
         return results.ExpertChange(wire.decode_expert(reply.expert), reply.expert_set)
 
     async def _ask(
-        self, address: str, method: Method[Reply], request: Message, timeout_s: float | None
+        self, replicas: Replicas, method: Method[Reply], request: Message, timeout_s: float | None
     ) -> Reply:
         attempts = self._attempts(timeout_s)
-        return await self._caller.unary(address, method, request, attempts, new_request_id())
+        return await self._caller.unary(replicas, method, request, attempts, new_request_id())
 
     async def _change(
         self, method: Method[Reply], request: Message, timeout_s: float | None
     ) -> Reply:
+        if len(self._executor.addresses) > 1:
+            raise InvalidArgumentError(
+                "which of the executors should change its experts is not said",
+                reason="SEVERAL_EXECUTORS",
+            )
         # An UNAVAILABLE change may have happened: the operator looks before sending it again.
         attempts = self._attempts(timeout_s, repeatable=False)
         return await self._caller.unary(self._executor, method, request, attempts, new_request_id())

@@ -78,6 +78,8 @@ class Attempts:
         self._routes = routes
         self._screen_bytes = screen_bytes
         self._made = 1
+        self.address = ""
+        """Where the last attempt went."""
         budget.deposit()
 
     @property

@@ -45,6 +45,9 @@ def _method(file: FileDescriptor, service: str, name: str, reply: type[Reply]) -
 _ROUTER = (router_pb2.DESCRIPTOR, "RouterService")
 _EXECUTOR = (executor_pb2.DESCRIPTOR, "ExecutorService")
 _ADMIN = (admin_pb2.DESCRIPTOR, "ExpertAdminService")
+ROUTER_SERVICE, EXECUTOR_SERVICE = (
+    str(file.services_by_name[service].full_name) for file, service in (_ROUTER, _EXECUTOR)
+)
 
 ROUTE = _method(*_ROUTER, "Route", router_pb2.RouteResponse)
 PREDICT = _method(*_ROUTER, "Predict", router_pb2.PredictResponse)
