@@ -21,6 +21,8 @@ def test_wheel_holds_the_packages_under_the_names_that_are_imported(wheel):
         "molora/v1/router_pb2_grpc.pyi",
         "molora/v1/router.proto",
         "molora_client/__init__.py",
+        # Without it a type checker of its users sees none of its types.
+        "molora_client/py.typed",
         "clients/cli/app.py",
         "clients/web/app.py",
         "clients/web/static/index.html",

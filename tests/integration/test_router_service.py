@@ -36,7 +36,8 @@ from service_chassis.health import Health
 from service_chassis.metrics import ServerMetrics
 from service_chassis.server import build_server
 from tests.support import router_bundle
-from tests.support.stub_executor import StubExecutor, free_address, serving
+from tests.support.addresses import free_address
+from tests.support.stub_executor import StubExecutor, serving
 
 PROMPT = "Click December 3 in the calendar"
 Call = Callable[..., Any]
@@ -582,6 +583,22 @@ class TestAudit:
         assert first["expert_set"] == "set-1"
         assert datetime.fromisoformat(first["time"]).utcoffset() == timedelta(0)
         assert "gates" not in records[2]
+
+    async def test_a_caller_that_left_has_a_record_too(
+        self, router: Running, executor: StubExecutor, path: Path
+    ) -> None:
+        executor.delay_s = 30.0
+        call = router.stub.Route(route(request_id="left"))
+        while not executor.seen:  # noqa: ASYNC110 (the list has no event)
+            await asyncio.sleep(0.01)
+        call.cancel()
+        for _ in range(500):
+            if path.read_text():
+                break
+            await asyncio.sleep(0.01)
+        [record] = self.records(path)
+        assert (record["request_id"], record["code"]) == ("left", "CANCELLED")
+        assert "gates" not in record
 
     async def test_it_holds_no_content(
         self, router: Running, executor: StubExecutor, path: Path

@@ -19,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support import modal_stub
-from tests.support.stub_executor import free_address
+from tests.support.addresses import free_address
 
 # What the real package says of every `.local()` beside a volume.
 pytestmark = pytest.mark.filterwarnings("ignore:The .* function is executing locally:UserWarning")

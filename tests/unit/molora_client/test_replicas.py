@@ -17,7 +17,7 @@ from molora_client import (
     replicas,
 )
 from molora_client.replicas import Replicas
-from tests.support.stub_executor import free_address
+from tests.support.addresses import free_address
 from tests.support.stub_services import ANSWER, SCREEN, Fail, Reply
 
 UNAVAILABLE = Fail(grpc.StatusCode.UNAVAILABLE, "DRAINING")

@@ -18,8 +18,9 @@ from router_service.executor_client import ExecutorClient
 from router_service.handshake import Handshake
 from service_chassis.upstream import UpstreamFiles
 from tests.support import router_bundle
+from tests.support.addresses import free_address
 from tests.support.certificates import Authority, write_server
-from tests.support.stub_executor import StubExecutor, free_address, serving
+from tests.support.stub_executor import StubExecutor, serving
 
 CALENDAR, CHART, CLAIM = router_bundle.EXPERTS
 OTHER = ExpertEntry("other", "0" * 64)
