@@ -250,8 +250,8 @@ def _health(stub: StubServices) -> grpc.GenericRpcHandler:
 
 
 @contextlib.contextmanager
-def running_stub() -> Iterator[StubServices]:
-    """A stub on a free port of loopback."""
+def running_stub(credentials: grpc.ServerCredentials | None = None) -> Iterator[StubServices]:
+    """A stub on a free port of loopback, in plaintext without credentials."""
     stub = StubServices()
     server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     for service in SERVICES:
@@ -262,7 +262,12 @@ def running_stub() -> Iterator[StubServices]:
     server.add_generic_rpc_handlers((_health(stub),))
     names = [service.full_name for service in SERVICES]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    stub.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    port = (
+        server.add_secure_port("127.0.0.1:0", credentials)
+        if credentials
+        else server.add_insecure_port("127.0.0.1:0")
+    )
+    stub.address = f"127.0.0.1:{port}"
     server.start()
     try:
         yield stub

@@ -96,7 +96,7 @@ class UnavailableError(MoloraError):
 
     code = "UNAVAILABLE"
     default_remedy = (
-        "Check the address and that the server runs (molora serve all), then try again."
+        "Check the address, its TLS and that the server runs (molora serve all), then try again."
     )
 
 
