@@ -1,4 +1,4 @@
-"""Checks of one server's place that start nothing: versions, settings, ports, TLS, memory.
+"""Checks of one server's place that start nothing: versions, settings, ports, files, memory.
 
 Knows what a server needs from its machine; knows no call.
 """
@@ -6,18 +6,15 @@ Knows what a server needs from its machine; knows no call.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import importlib.metadata
 import io
 import json
 import os
 import platform
 import socket
-import ssl
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clients.cli.findings import BAD_SETTINGS, NOT_LOADABLE, Finding, State, ok, skipped
 
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from service_chassis.settings import ServerSettings
 
 _SHOWN = ("grpcio", "protobuf", "numpy", "onnxruntime", "torch", "transformers")
-_RENEW_DAYS = 14
 _MIB, _GIB = 2**20, 2**30
 _SCALARS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -74,41 +70,6 @@ def check_settings(
         return Finding(check, State.FAILED, lines[-1], remedy, BAD_SETTINGS), None
     changed = sorted(settings.model_fields_set)
     return ok(check, f"set: {', '.join(changed)}" if changed else "all defaults"), settings
-
-
-def check_tls(settings: ServerSettings, service: str) -> Finding:
-    """Whether the certificate is good today, for whom, and until when."""
-    from service_chassis.tls import Tls, TlsFiles
-
-    check, files = f"{service}: TLS", settings.tls_files
-    if files is None:
-        return ok(check, "off: reachable from this machine only")
-    try:
-        facts = _shake_hands(Tls.read(TlsFiles(files.certificate, files.key)))
-    except ssl.SSLCertVerificationError as error:
-        remedy = "renew it; a server that runs takes the new file by itself"
-        return Finding(check, State.FAILED, error.verify_message, remedy, BAD_SETTINGS)
-    names = ", ".join(name for _, name in facts.get("subjectAltName", ()))
-    end = datetime.datetime.fromtimestamp(
-        ssl.cert_time_to_seconds(facts["notAfter"]), datetime.timezone.utc
-    )
-    days = (end - datetime.datetime.now(datetime.timezone.utc)).days
-    found = f"for {names or 'no name at all'}, until {end:%Y-%m-%d}"
-    if days < _RENEW_DAYS:
-        return Finding(check, State.WARNING, found, f"renew it within {days} days")
-    return ok(check, f"{found}{', clients show one too' if files.client_ca else ''}")
-
-
-def check_tokens(settings: ServerSettings, service: str) -> Finding:
-    """Whether anybody but the service can read the tokens."""
-    check, path = f"{service}: tokens", settings.tokens_file
-    if path is None:
-        return ok(check, "none: every caller may do all")
-    mode = path.stat().st_mode
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        found = f"{path} has mode {stat.S_IMODE(mode):o}, others can read it"
-        return Finding(check, State.WARNING, found, f"chmod 600 {path}")
-    return ok(check, "asked for, and the file is the service's own")
 
 
 def check_port(host: str, port: int, what: str, service: str, *, runs: bool) -> Finding:
@@ -234,26 +195,6 @@ def _installed(name: str) -> str | None:
 def _bind(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     socket.create_server((host, port), family=family).close()
-
-
-def _shake_hands(tls: Any) -> dict[str, Any]:
-    """The certificate's facts, as a client that trusts just this one gets them.
-
-    Raises:
-        ssl.SSLCertVerificationError: It is not good today.
-    """
-    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trust.check_hostname = False
-    trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    trust.load_verify_locations(cadata=tls.certificate.decode())
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = trust.wrap_bio(to_client, to_server)
-    server = tls.context.wrap_bio(to_server, to_client, server_side=True)
-    for side in (client, server, client):
-        with contextlib.suppress(ssl.SSLWantReadError):
-            side.do_handshake()
-    facts: dict[str, Any] = client.getpeercert() or {}
-    return facts
 
 
 def _size(count: int) -> str:

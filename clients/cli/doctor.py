@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
+import ssl
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clients.cli import checks, connection, findings, output, trial
+from clients.cli import access, checks, connection, credentials, findings, output, trial
 from clients.cli.connection import Json, TimeoutS, TlsCa, TokenFile
 from clients.cli.findings import Finding, State
 from molora_client import Molora, Tls
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from executor_service.settings import ExecutorSettings
     from router_service.settings import RouterSettings
     from service_chassis.settings import ServerSettings
+
+
+Pem = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="PEM file, for servers with mutual TLS."),
+]
 
 
 class What(str, Enum):
@@ -39,16 +46,22 @@ def doctor(
     ] = None,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: Pem = None,
+    tls_key: Pem = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
     """Check versions, settings, ports, TLS, device and memory; load everything; ask once.
 
     Servers that run already are asked; others are started for the check, on free ports and without
-    TLS, as their settings say, and stopped again. --tls-ca and --token-file are for those that run.
+    TLS, as their settings say, and stopped again. --tls-ca, --tls-cert, --tls-key and --token-file
+    are for those that run. Before a router the executor is asked with what the router has for it.
     """
+    if (tls_cert is None) != (tls_key is None) or (tls_cert is not None and tls_ca is None):
+        raise typer.BadParameter("give --tls-ca, --tls-cert and --tls-key together")
     token = token_file.read_text(encoding="utf-8").strip() if token_file else None
-    examination = _Examination(flags or (), timeout_s, tls_ca, token)
+    tls = Tls(tls_ca, tls_cert, tls_key) if tls_ca else None
+    examination = _Examination(flags or (), timeout_s, tls, token)
     with examination:
         examination.run(what)
     found = examination.findings
@@ -69,12 +82,12 @@ class _Examination:
     """The checks so far; servers that were started end with the `with` block."""
 
     def __init__(
-        self, flags: Sequence[str], timeout_s: float, tls_ca: Path | None, token: str | None
+        self, flags: Sequence[str], timeout_s: float, tls: Tls | None, token: str | None
     ) -> None:
         self.findings: list[Finding] = []
         self._flags = flags
         self._timeout_s = timeout_s
-        self._tls = Tls(ca_file=tls_ca) if tls_ca else None
+        self._tls = tls
         self._token = token
         self._stack = contextlib.ExitStack()
 
@@ -94,12 +107,9 @@ class _Examination:
         if findings.exit_code(self.findings):
             return
         try:
-            executor_address = self._executor_address(executor, router)
-            router_address = self._router_address(router, executor_address)
+            self._ask(executor, router)
         except trial.NotStarted as error:
             self.findings.append(error.finding)
-            return
-        self._golden(executor_address, router_address if router is not None else None)
 
     def _executor_settings(self) -> ExecutorSettings | None:
         from executor_service.settings import ExecutorSettings
@@ -123,6 +133,8 @@ class _Examination:
         settings = self._common(RouterSettings, "router")
         if isinstance(settings, RouterSettings):
             self._add(checks.check_bundle_files(settings))
+            self._add(access.check_executor_tls(settings))
+            self._add(access.check_executor_token(settings))
             return settings
         return None
 
@@ -131,8 +143,8 @@ class _Examination:
         self._add(finding)
         if settings is None:
             return None
-        self._add(checks.check_tls(settings, service))
-        self._add(checks.check_tokens(settings, service))
+        self._add(credentials.check_tls(settings, service))
+        self._add(credentials.check_tokens(settings, service))
         runs = self._runs(settings, service)
         for what, host, port in (
             ("gRPC", settings.host, settings.port),
@@ -141,49 +153,67 @@ class _Examination:
             self._add(checks.check_port(host, port, what, service, runs=runs))
         return settings
 
-    def _executor_address(
-        self, executor: ExecutorSettings | None, router: RouterSettings | None
-    ) -> str:
-        if executor is None:
-            assert router is not None, "one of them is examined"
-            return router.executor
-        return self._address("executor", executor, {})
-
-    def _router_address(self, router: RouterSettings | None, executor: str) -> str:
+    def _ask(self, executor: ExecutorSettings | None, router: RouterSettings | None) -> None:
+        """Start what does not run, and ask for a golden answer."""
+        clients = self._stack
+        changes: dict[str, Any] = {"audit_file": None}
+        if executor is not None and not self._runs(executor, "executor"):
+            address = self._on_trial("executor", executor, {})
+            asked = Molora(executor=address, timeout_s=self._timeout_s)
+            changes |= {**access.PLAIN, "executor": address}
+        elif router is None:
+            assert executor is not None, "one of them is examined"
+            asked = self._client(executor, "executor")
+        else:
+            if executor is not None:
+                self._note_running("executor")
+            asked = access.as_router(router, self._timeout_s)
+        clients.enter_context(asked)
         if router is None:
-            return connection.ROUTER
-        return self._address("router", router, {"executor": executor, "audit_file": None})
+            self.findings += trial.golden_request(asked, None)
+        elif self._add(access.check_executor(asked, router)):
+            routing = clients.enter_context(self._routing_client(router, changes))
+            self.findings += trial.golden_request(asked, routing)
 
-    def _address(self, service: str, settings: ServerSettings, changes: dict[str, object]) -> str:
-        if self._runs(settings, service):
-            self._add(findings.ok(f"{service}: starts", "it runs already"))
-            return f"{settings.host}:{settings.port}"
+    def _routing_client(self, router: RouterSettings, changes: dict[str, Any]) -> Molora:
+        if self._runs(router, "router"):
+            return self._client(router, "router")
+        return Molora(self._on_trial("router", router, changes), timeout_s=self._timeout_s)
+
+    def _client(self, settings: ServerSettings, service: str) -> Molora:
+        """A client of a server that runs."""
+        self._note_running(service)
+        address, tls = _address(settings), self._tls_of(settings)
+        return Molora(address, address, self._token, tls, self._timeout_s)
+
+    def _note_running(self, service: str) -> None:
+        self._add(findings.ok(f"{service}: starts", "it runs already"))
+
+    def _on_trial(self, service: str, settings: ServerSettings, changes: dict[str, Any]) -> str:
         address = self._stack.enter_context(trial.started(service, settings, changes))
         self._add(findings.ok(f"{service}: starts", "on trial, with everything loaded"))
         return address
 
-    def _golden(self, executor: str, router: str | None) -> None:
-        with contextlib.ExitStack() as clients:
-
-            def client(address: str, service: str) -> Molora:
-                # A server on trial has no TLS.
-                tls = self._tls if self._answers(address, service, secured=True) else None
-                made = Molora(address, address, self._token, tls, self._timeout_s)
-                return clients.enter_context(made)
-
-            self.findings += trial.golden_request(
-                client(executor, "executor"), client(router, "router") if router else None
-            )
-
     def _runs(self, settings: ServerSettings, service: str) -> bool:
-        address = f"{settings.host}:{settings.port}"
-        secured = settings.tls_files is not None
-        return settings.port != 0 and self._answers(address, service, secured=secured)
+        tls = self._tls_of(settings)
+        if settings.port == 0 or (tls is None) != (settings.tls_files is None):
+            return False
+        return trial.is_serving(_address(settings), service, tls)
 
-    def _answers(self, address: str, service: str, *, secured: bool) -> bool:
-        if not secured:
-            return trial.is_serving(address, service, None)
-        return self._tls is not None and trial.is_serving(address, service, self._tls.credentials())
+    def _tls_of(self, settings: ServerSettings) -> Tls | None:
+        """How to trust a server of this machine, whose certificate has other names than loopback's.
+
+        None for plaintext, and where nothing to trust was given or nobody can trust it.
+        """
+        files = settings.tls_files
+        if files is None or self._tls is None:
+            return None
+        try:
+            facts = credentials.certificate_facts(files.certificate, files.key, of_client=False)
+        except ssl.SSLCertVerificationError:
+            return None
+        names = [str(name) for _, name in facts.get("subjectAltName", ())]
+        return dataclasses.replace(self._tls, server_name=names[0] if names else None)
 
     def _add(self, finding: Finding) -> bool:
         """Note a finding; whether it lets the examination go on."""
@@ -193,3 +223,10 @@ class _Examination:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def _address(settings: ServerSettings) -> str:
+    """Where this machine reaches a server of its own."""
+    every = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (nothing is bound)
+    host = every.get(settings.host, settings.host)
+    return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"

@@ -19,7 +19,8 @@ import grpc
 
 from clients.cli.exits import FIRST_GRPC_EXIT_CODE
 from clients.cli.findings import CRASHED, Finding, State, ok
-from molora_client import Generation, Molora, MoloraError, RoutingOptions
+from molora_client import Generation, Molora, MoloraError, RoutingOptions, Tls
+from molora_client.channel import channel_options
 
 if TYPE_CHECKING:
     from service_chassis.settings import ServerSettings
@@ -109,14 +110,14 @@ def golden_request(executor: Molora, router: Molora | None) -> list[Finding]:
     return findings
 
 
-def is_serving(address: str, service: str, credentials: grpc.ChannelCredentials | None) -> bool:
+def is_serving(address: str, service: str, tls: Tls | None) -> bool:
     """Whether a `router` or `executor` answers there and is ready."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    options = (("grpc.enable_http_proxy", 0),)
+    options = [*channel_options(address, tls), ("grpc.enable_http_proxy", 0)]
     with (
-        grpc.secure_channel(address, credentials, options)
-        if credentials
+        grpc.secure_channel(address, tls.credentials(), options)
+        if tls
         else grpc.insecure_channel(address, options)
     ) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

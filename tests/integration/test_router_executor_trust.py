@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from molora.v1 import executor_pb2, types_pb2
 from molora_client import AsyncMolora, FailedPreconditionError, UnavailableError
 from tests.support import router_bundle
 from tests.support.certificates import Authority, replace, write_server
@@ -164,3 +166,25 @@ async def test_what_is_wrong_stops_serving_and_the_log_says_what_to_do(place: Pl
         assert place.executor.seen == []
         place.write("token", TOKEN.encode())
         await until_routed(client)
+
+
+async def test_doctor_asks_the_executor_as_the_router_does(place: Place) -> None:
+    """A router on trial, with its own certificate and token, before an executor that runs."""
+    gates = types_pb2.Gates(weights={"calendar": 1.0})
+    done = executor_pb2.Completed(applied=types_pb2.Applied(gates=gates))
+    place.executor.events = [executor_pb2.GenerateResponse(completed=done)]
+    flags = ["--executor", place.executor.address, "--bundle", str(place.folder / "bundle")]
+    flags += ["--port", "0", "--metrics-port", "0", *place.flags]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "clients.cli.app", "doctor", "router", "--json", "--", *flags),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(None),
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 120)
+    found = {one["check"]: (one["state"], one["found"]) for one in json.loads(out)["checks"]}
+    assert process.returncode == 0, (found, err)
+    assert found["router: executor"][0] == "ok"
+    assert found["router: starts"] == ("ok", "on trial, with everything loaded")
+    assert found["golden request"][1].startswith("calendar answers twice the same")
+    assert TOKEN not in out.decode() + err.decode()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from clients.cli import checks, trial
+from clients.cli import checks, credentials, trial
 from clients.cli.findings import Finding, State, exit_code, ok, skipped
 from executor_service.settings import ExecutorSettings
 from molora.v1 import executor_pb2
@@ -62,13 +62,13 @@ def secured(folder: Path, pair, client_ca=None) -> ServerSettings:
 
 def test_tls(tmp_path):
     authority = Authority()
-    assert "this machine only" in checks.check_tls(ServerSettings(), "router").found
+    assert "this machine only" in credentials.check_tls(ServerSettings(), "router").found
     good = secured(tmp_path, authority.issue("molora.example", "10.0.0.1"), authority.pem)
-    found = checks.check_tls(good, "router")
+    found = credentials.check_tls(good, "router")
     assert found.state is State.OK
     assert found.found.startswith("for molora.example, 10.0.0.1, until 3000-")
     assert found.found.endswith("clients show one too")
-    found = checks.check_tls(secured(tmp_path, authority.issue(expired=True)), "router")
+    found = credentials.check_tls(secured(tmp_path, authority.issue(expired=True)), "router")
     assert (found.state, found.exit_code) == (State.FAILED, 2)
     assert "expired" in found.found
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -78,7 +78,7 @@ def test_tls(tmp_path):
     pair = SimpleNamespace(
         certificate=soon.cert_chain_pems[0].bytes(), key=soon.private_key_pem.bytes()
     )
-    found = checks.check_tls(secured(tmp_path, pair), "router")
+    found = credentials.check_tls(secured(tmp_path, pair), "router")
     assert (found.state, found.remedy) == (State.WARNING, "renew it within 4 days")
 
 
@@ -87,10 +87,10 @@ def test_tokens(tmp_path):
     path.write_text("infer secret\n")
     for mode, state in ((0o600, State.OK), (0o640, State.WARNING), (0o604, State.WARNING)):
         path.chmod(mode)
-        found = checks.check_tokens(ServerSettings(tokens_file=path), "router")
+        found = credentials.check_tokens(ServerSettings(tokens_file=path), "router")
         assert found.state is state
         assert "secret" not in found.found
-    assert checks.check_tokens(ServerSettings(), "router").state is State.OK
+    assert credentials.check_tokens(ServerSettings(), "router").state is State.OK
 
 
 def test_ports():
@@ -271,6 +271,8 @@ def test_doctor_says_what_is_wrong(molora, monkeypatch, tmp_path):
         "router: gRPC port": "failed",
         "router: metrics port": "ok",
         "router: bundle": "failed",
+        "router: TLS to the executor": "ok",
+        "router: token for the executor": "ok",
     }
     assert people.exit_code == 1
     assert "router: gRPC port: free it" in people.stdout
