@@ -1,4 +1,4 @@
-"""`python -m service_chassis.probe HOST:PORT`: exit code 0 if a server there says SERVING.
+"""`python -m service_chassis.probe HOST:PORT [CERT KEY]`: exit code 0 if a server says SERVING.
 
 For the health checks of containers, which run beside the server. Knows health, with and without
 TLS; knows no service.
@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,12 +24,13 @@ def main(argv: Sequence[str]) -> int:
     """Ask once.
 
     Args:
-        argv: One address; names are those of the server's own machine.
+        argv: One address; names are those of the server's own machine. Then, if the server wants to
+            see a certificate, PEM files of one and of its key.
 
     Returns:
         0 for SERVING, else 1.
     """
-    [address] = argv
+    address, *pair = argv
     with grpc.insecure_channel(address, (_NO_PROXY,)) as channel:
         if _serving(channel):
             return 0
@@ -37,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
         return 1
     pem, name = own
     options = (_NO_PROXY, ("grpc.ssl_target_name_override", name))
-    credentials = grpc.ssl_channel_credentials(pem.encode())
+    certificate, key = [Path(file).read_bytes() for file in pair] or (None, None)
+    credentials = grpc.ssl_channel_credentials(pem.encode(), key, certificate)
     with grpc.secure_channel(address, credentials, options) as channel:
         return 0 if _serving(channel) else 1
 

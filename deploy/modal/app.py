@@ -4,12 +4,13 @@
     modal run deploy/modal/app.py::train_router --records /checkpoints/routing/train.jsonl
     modal run deploy/modal/app.py::molora --command "train expert --help"
     modal run --detach deploy/modal/app.py::serve
+    modal run --detach deploy/modal/app.py::serve_executor
 
 Knows Modal, the volume and our commands; knows no model and no message.
 
 TLS ends at Modal's tunnel and anybody may reach it, so the secret `molora-tokens` has to hold
-MOLORA_TOKENS: lines of a role and a token, as in a tokens file. Only the router is to be reached;
-clients use Predict.
+MOLORA_TOKENS: lines of a role and a token, as in a tokens file. Of `serve` only the router is to be
+reached; clients use Predict.
 """
 
 from __future__ import annotations
@@ -73,15 +74,11 @@ app = modal.App("molora")
 volume = modal.Volume.from_name(VOLUME)
 serving, training = image("executor,router"), image("training")
 here = {MOUNT: volume}
+secrets = [modal.Secret.from_name("molora-tokens", required_keys=["MOLORA_TOKENS"])]
 
 
 @app.function(
-    image=serving,
-    gpu=GPU,
-    volumes=here,
-    secrets=[modal.Secret.from_name("molora-tokens", required_keys=["MOLORA_TOKENS"])],
-    timeout=DAY_S,
-    max_containers=1,
+    image=serving, gpu=GPU, volumes=here, secrets=secrets, timeout=DAY_S, max_containers=1
 )
 def serve(model: str = BASE, bundle: str = BUNDLE) -> int:
     """Run both services until one ends or Modal stops the container.
@@ -95,26 +92,39 @@ def serve(model: str = BASE, bundle: str = BUNDLE) -> int:
     """
     from training.demo.server import ServerProcess
 
-    tokens = os.environ.get("MOLORA_TOKENS", "")
-    if not tokens.strip():
-        raise SystemExit("molora: the tunnel is public; put MOLORA_TOKENS into its secret")
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "tokens").write_text(tokens, encoding="utf-8")
-        (folder / "tokens").chmod(0o600)
+        tokens = stack.enter_context(_tokens_file())
         executor = stack.enter_context(_executor(model))
         flags = ["--bundle", bundle, "--executor", executor.wait_listening(START_S)]
-        flags += ["--port", "0", "--tokens-file", str(folder / "tokens")]
+        flags += ["--port", "0", "--tokens-file", tokens]
         own = {key: value for key, value in os.environ.items() if key != "MOLORA_TOKENS"}
         router = stack.enter_context(
             ServerProcess("router_service", flags, echo=_say, environment=own)
         )
-        stack.enter_context(relayed(PORT, router.wait_listening(START_S)))
-        router.wait_serving(START_S)
-        tunnel = stack.enter_context(modal.forward(PORT, h2_enabled=True))
-        host, port = tunnel.tls_socket
-        _say(f"router at {host}:{port}, with TLS and a token: Molora(router=..., tls=Tls())")
+        address = stack.enter_context(_reachable(router))
+        _say(f"router at {address}, with TLS and a token: Molora(router=..., tls=Tls())")
         return _until_one_ends(executor, router)
+
+
+@app.function(
+    image=serving, gpu=GPU, volumes=here, secrets=secrets, timeout=DAY_S, max_containers=1
+)
+def serve_executor(model: str = BASE) -> int:
+    """Run the executor alone, for a router elsewhere, until it ends or Modal stops the container.
+
+    Args:
+        model: Checkpoint directory on the volume.
+
+    Returns:
+        The exit code of the server.
+    """
+    with (
+        _tokens_file() as tokens,
+        _executor(model, "--tokens-file", tokens) as executor,
+        _reachable(executor) as address,
+    ):
+        _say(f"executor at {address}, with TLS and a token: molora serve router --executor ...")
+        return _until_one_ends(executor)
 
 
 @app.function(image=training, gpu=GPU, volumes=here, timeout=DAY_S)
@@ -226,12 +236,35 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
         sink.shutdown(socket.SHUT_WR)
 
 
-def _executor(model: str) -> ServerProcess:
+@contextlib.contextmanager
+def _tokens_file() -> Iterator[str]:
+    """The secret as a file that the server alone can read."""
+    tokens = os.environ.get("MOLORA_TOKENS", "")
+    if not tokens.strip():
+        raise SystemExit("molora: the tunnel is public; put MOLORA_TOKENS into its secret")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens"
+        path.touch(mode=0o600)
+        path.write_text(tokens, encoding="utf-8")
+        yield str(path)
+
+
+@contextlib.contextmanager
+def _reachable(server: ServerProcess) -> Iterator[str]:
+    """Let the tunnel arrive at a server once it serves; the address outside, where TLS ends."""
+    with relayed(PORT, server.wait_listening(START_S)):
+        server.wait_serving(START_S)
+        with modal.forward(PORT, h2_enabled=True) as tunnel:
+            host, port = tunnel.tls_socket
+            yield f"{host}:{port}"
+
+
+def _executor(model: str, *more: str) -> ServerProcess:
     from training.demo.server import ServerProcess
 
     # The secret is the router's alone.
     own = {key: value for key, value in os.environ.items() if key != "MOLORA_TOKENS"}
-    flags = ["--model", model, "--port", "0"]
+    flags = ["--model", model, "--port", "0", *more]
     return ServerProcess("executor_service", flags, echo=_say, environment={**EXPERTS, **own})
 
 

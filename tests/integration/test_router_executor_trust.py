@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
+import re
+import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,8 +19,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from executor_service.settings import ExecutorSettings
 from molora.v1 import executor_pb2, types_pb2
 from molora_client import AsyncMolora, FailedPreconditionError, UnavailableError
+from router_service.settings import RouterSettings
+from service_chassis.settings import parse_settings
+from service_chassis.tls import Tls
+from service_chassis.upstream import read_token
 from tests.support import router_bundle
 from tests.support.certificates import Authority, replace, write_server
 from tests.support.processes import command, environment
@@ -188,3 +197,42 @@ async def test_doctor_asks_the_executor_as_the_router_does(place: Place) -> None
     assert found["router: starts"] == ("ok", "on trial, with everything loaded")
     assert found["golden request"][1].startswith("calendar answers twice the same")
     assert TOKEN not in out.decode() + err.decode()
+
+
+def test_the_files_and_flags_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands make what the two commands after them ask for."""
+    text = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
+    section = text.split("### Between router and executor")[1].split("\n### ")[0]
+    make, serve = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    made = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", make], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    monkeypatch.chdir(tmp_path)
+    kinds = {"executor": ExecutorSettings, "router": RouterSettings}
+    found: dict[str, Any] = {}
+    for line in serve.replace("\\\n", "").splitlines():
+        molora, verb, service, *flags = line.split()
+        assert (molora, verb) == ("molora", "serve")
+        found[service] = parse_settings(kinds[service], flags, service)
+    client = found["router"].executor_files
+    assert None not in dataclasses.astuple(client)
+    [token] = found["executor"].tokens_file.read_text().split()[1:]
+    assert read_token(client.token) == token
+    server = Tls.read(found["executor"].tls_files)
+    asking = ssl.create_default_context(cafile=client.ca)
+    asking.load_cert_chain(client.certificate, client.key)
+    host = found["router"].executor.partition(":")[0]
+    assert shaken(asking, server.context, host) == "router"
+
+
+def shaken(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> str:
+    """Who the server says has called, after a handshake that both sides have checked."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(to_client, to_server, server_hostname=name)
+    answering = server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (asking, answering, asking, answering):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    facts: Any = answering.getpeercert()
+    return dict(part[0] for part in facts["subject"])["commonName"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -105,14 +106,37 @@ def test_the_router_s_install_line_brings_no_torch(tmp_path: Path) -> None:
 def parsed(service: str, environ: dict[str, str], monkeypatch: Any, folder: Path) -> ServerSettings:
     """The settings that a container has, with files of this machine in the place of its own."""
     authority = Authority()
-    files = write_server(folder, authority.issue())
+    files = write_server(folder, authority.issue(), authority.pem)
     (folder / "tokens").write_text("infer token\n")
-    own = {"TLS_CERT": files.certificate, "TLS_KEY": files.key, "TOKENS_FILE": folder / "tokens"}
+    (folder / "token").write_text("token\n")
+    own = {
+        "TLS_CERT": files.certificate,
+        "TLS_KEY": files.key,
+        "TLS_CLIENT_CA": files.client_ca,
+        "TOKENS_FILE": folder / "tokens",
+        "EXECUTOR_TLS_CA": files.client_ca,
+        "EXECUTOR_TLS_CERT": files.certificate,
+        "EXECUTOR_TLS_KEY": files.key,
+        "EXECUTOR_TOKEN_FILE": folder / "token",
+    }
     for name, value in environ.items():
         field = name.removeprefix(f"MOLORA_{service.upper()}_")
         assert field.lower() in SETTINGS[service].model_fields
         monkeypatch.setenv(name, str(own.get(field, value)))
     return parse_settings(SETTINGS[service], [], service)
+
+
+def check_apart(executor: ServerSettings, router: ServerSettings, host: str) -> None:
+    """Each on a machine of its own: mutual TLS and a token between them."""
+    assert isinstance(router, RouterSettings)
+    assert executor.host == router.host == "0.0.0.0"
+    assert executor.tls_files is not None
+    assert executor.tls_files.client_ca is not None
+    assert executor.tokens_file is not None
+    assert router.tls_files is not None
+    assert router.tokens_file is not None
+    assert None not in dataclasses.astuple(router.executor_files)
+    assert router.executor == f"{host}:{executor.port}"
 
 
 def check_pair(executor: ServerSettings, router: ServerSettings) -> None:
@@ -138,6 +162,54 @@ def test_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_pair(found["executor"], found["router"])
     ports = {port.split(":")[1] for port in services["executor"]["ports"]}
     assert ports == {str(found["router"].port), str(found["router"].metrics_port)}
+
+
+def test_compose_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (ROOT / "deploy/compose.apart.yaml").read_text()
+    services = yaml.safe_load(text.replace("${EXECUTOR:-executor:50052}", "executor:50052"))[
+        "services"
+    ]
+    found = {}
+    for name, service in services.items():
+        assert service["build"]["target"] == name
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        found[name] = parsed(name, service["environment"], monkeypatch, tmp_path)
+        assert int(service["stop_grace_period"].rstrip("s")) > found[name].drain_grace_s
+        ports = {port.split(":")[1] for port in service["ports"]}
+        assert ports == {str(found[name].port), str(found[name].metrics_port)}
+    check_apart(found["executor"], found["router"], "executor")
+    environ = services["executor"]["environment"]
+    pair = [environ[f"MOLORA_EXECUTOR_TLS_{part}"] for part in ("CERT", "KEY")]
+    probe = ["service_chassis.probe", f"127.0.0.1:{found['executor'].port}", *pair]
+    assert services["executor"]["healthcheck"]["test"][-4:] == probe
+
+
+def test_kubernetes_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    documents = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/apart.yaml").read_text()))
+    pairs = list(zip(documents[::2], documents[1::2], strict=True))
+    found = {}
+    for deployment, service in pairs:
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        [container] = pod["containers"]
+        name = container["name"]
+        environ = {one["name"]: one["value"] for one in container["env"]}
+        settings = found[name] = parsed(name, environ, monkeypatch, tmp_path)
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        probe = container["readinessProbe"]["exec"]["command"]
+        own = [f"127.0.0.1:{settings.port}", environ[f"MOLORA_{name.upper()}_TLS_CERT"]]
+        shown = 3 if name == "executor" else 1
+        assert probe[3:] == [*own, environ[f"MOLORA_{name.upper()}_TLS_KEY"]][:shown]
+        mounts = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounts <= {volume["name"] for volume in pod["volumes"]}
+        assert pod["terminationGracePeriodSeconds"] > settings.drain_grace_s
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
+        assert service["spec"]["ports"][0]["port"] == settings.port
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert service["spec"]["selector"] == labels
+    check_apart(found["executor"], found["router"], pairs[0][1]["metadata"]["name"])
 
 
 def test_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

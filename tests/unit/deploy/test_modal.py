@@ -39,7 +39,8 @@ while not (here / (name + ".die")).exists():
 sys.exit(5)
 """
 EXECUTOR = "print('executor listening on 127.0.0.1:7777', flush=True)"
-ROUTER = """
+# Stands in for whichever server is waited for.
+SERVING = """
 import grpc
 from concurrent import futures
 from grpc_health.v1 import health, health_pb2_grpc
@@ -49,7 +50,7 @@ servicer.set("", 1)
 health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 port = server.add_insecure_port("127.0.0.1:0")
 server.start()
-print(f"router listening on 127.0.0.1:{port}", flush=True)
+print(f"{name} listening on 127.0.0.1:{port}", flush=True)
 """
 CLI = """
 import pathlib, sys
@@ -62,7 +63,7 @@ sys.exit(4 if "broken" in sys.argv else 0)
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A working directory whose services and command are stand-ins."""
-    for name, body in (("executor_service", EXECUTOR), ("router_service", ROUTER)):
+    for name, body in (("executor_service", EXECUTOR), ("router_service", SERVING)):
         code = TELL.format(folder=str(tmp_path), name=name) + body + WAIT
         write(tmp_path / name, "__main__.py", code)
     write(tmp_path / "clients", "", "")
@@ -104,32 +105,42 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_serve(app, place, monkeypatch):
-    monkeypatch.setenv("MOLORA_TOKENS", "infer secret-token\n")
-    monkeypatch.setenv("LORA_CLAIM", "/checkpoints/other-claim")
-    port = int(free_address().rpartition(":")[2])
-    monkeypatch.setattr(app, "PORT", port)
-    forwarded = []
+@pytest.fixture
+def forwarded(app, place, monkeypatch):
+    """The calls of `modal.forward`, with the port that the app relays from."""
+    made = []
+    monkeypatch.setattr(app, "PORT", int(free_address().rpartition(":")[2]))
 
     @contextlib.contextmanager
     def forward(port, *, h2_enabled):
-        forwarded.append((port, h2_enabled))
+        made.append((port, h2_enabled))
         (place / "forwarded").write_text("yes")
         yield SimpleNamespace(tls_socket=("x.modal.host", 443))
 
     monkeypatch.setattr(app.modal, "forward", forward)
+    return made
+
+
+def exit_code(app, place, function, dying: str) -> int:
+    """Run until the tunnel is there and the server behind it answers; then let one end."""
     with ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(app.serve.local)
+        serving = pool.submit(function.local)
         try:
             wait_for(place / "forwarded")
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with grpc.insecure_channel(f"127.0.0.1:{app.PORT}") as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
                 reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         finally:
-            (place / "router_service.die").touch()
-        assert serving.result(timeout=60) == 5
-    assert forwarded == [(port, True)]
+            (place / f"{dying}.die").touch()
+        return serving.result(timeout=60)
+
+
+def test_serve(app, place, forwarded, monkeypatch):
+    monkeypatch.setenv("MOLORA_TOKENS", "infer secret-token\n")
+    monkeypatch.setenv("LORA_CLAIM", "/checkpoints/other-claim")
+    assert exit_code(app, place, app.serve, "router_service") == 5
+    assert forwarded == [(app.PORT, True)]
     flags, environ, _ = json.loads((place / "executor_service.json").read_text())
     assert flags == ["--model", "/checkpoints/Qwen3-VL-8B-Instruct", "--port", "0"]
     assert environ == {
@@ -143,10 +154,25 @@ def test_serve(app, place, monkeypatch):
     assert "MOLORA_TOKENS" not in environ
 
 
-def test_a_public_tunnel_needs_tokens(app, place, monkeypatch):
+def test_serve_executor(app, place, forwarded, monkeypatch):
+    monkeypatch.setenv("MOLORA_TOKENS", "infer secret-token\n")
+    name = "executor_service"
+    code = TELL.format(folder=str(place), name=name) + SERVING + WAIT
+    (place / name / "__main__.py").write_text(code)
+    assert exit_code(app, place, app.serve_executor, name) == 5
+    assert forwarded == [(app.PORT, True)]
+    flags, environ, tokens = json.loads((place / f"{name}.json").read_text())
+    assert flags[:4] == ["--model", "/checkpoints/Qwen3-VL-8B-Instruct", "--port", "0"]
+    assert tokens == ["infer secret-token\n"]
+    assert "MOLORA_TOKENS" not in environ
+    assert not (place / "router_service.json").exists()
+
+
+@pytest.mark.parametrize("function", ["serve", "serve_executor"])
+def test_a_public_tunnel_needs_tokens(app, place, monkeypatch, function):
     monkeypatch.delenv("MOLORA_TOKENS", raising=False)
     with pytest.raises(SystemExit, match="the tunnel is public"):
-        app.serve.local()
+        getattr(app, function).local()
     assert not (place / "executor_service.json").exists()
 
 

@@ -14,13 +14,15 @@ from tests.support.certificates import Authority, write_server
 async def listening(tmp_path):
     servers = []
 
-    async def start(names, expired=False):
+    async def start(names, expired=False, mutual=False):
         health, server = Health([]), grpc.aio.server()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if names is None:
             port = server.add_insecure_port("127.0.0.1:0")
         else:
-            files = write_server(tmp_path, Authority().issue(*names, expired=expired))
+            authority = Authority()
+            pair = authority.issue(*names, expired=expired)
+            files = write_server(tmp_path, pair, authority.pem if mutual else None)
             port = server.add_secure_port("127.0.0.1:0", server_credentials(watch_tls(files)))
         await server.start()
         servers.append(server)
@@ -31,8 +33,8 @@ async def listening(tmp_path):
         await server.stop(None)
 
 
-async def asked(port: int) -> int:
-    return await asyncio.to_thread(probe.main, [f"127.0.0.1:{port}"])
+async def asked(port: int, *pair: object) -> int:
+    return await asyncio.to_thread(probe.main, [f"127.0.0.1:{port}", *map(str, pair)])
 
 
 @pytest.mark.parametrize("names", [None, ("127.0.0.1",), ("molora.example", "localhost")])
@@ -52,3 +54,10 @@ async def test_an_expired_certificate_is_not_healthy(listening):
     health, port = await listening(("localhost",), expired=True)
     health.set_serving(True)
     assert await asked(port) == 1
+
+
+async def test_under_mutual_tls_it_shows_what_it_is_given(listening, tmp_path):
+    health, port = await listening(("molora.example",), mutual=True)
+    health.set_serving(True)
+    assert await asked(port) == 1
+    assert await asked(port, tmp_path / "server.pem", tmp_path / "server.key") == 0
