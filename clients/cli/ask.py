@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from clients.cli import connection, output
-from clients.cli.connection import Executor, Json, Router, TimeoutS, TlsCa, TokenFile, connected
+from clients.cli.connection import (
+    Executor,
+    Json,
+    Router,
+    TimeoutS,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+    client_tls,
+    connected,
+)
 from molora_client import (
     AgentHint,
     Generation,
@@ -60,6 +71,8 @@ def route(
     router: Router = connection.ROUTER,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +80,11 @@ def route(
     agent = _hint(hint, hint_confidence, fast_path)
     options = RoutingOptions(_mode(mode), temperature, tuple(mask or ()), override)
     with connected(
-        router=router, timeout_s=timeout_s, tls_ca=tls_ca, token_file=token_file, as_json=as_json
+        router=router,
+        timeout_s=timeout_s,
+        tls=client_tls(tls_ca, tls_cert, tls_key),
+        token_file=token_file,
+        as_json=as_json,
     ) as client:
         routed = client.route(Prompt(prompt, system), screen, hint=agent, options=options)
     if as_json:
@@ -91,6 +108,8 @@ def predict(
     router: Router = connection.ROUTER,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +117,11 @@ def predict(
     agent = _hint(hint, hint_confidence, fast_path)
     options = RoutingOptions(_mode(mode), temperature, tuple(mask or ()), override)
     with connected(
-        router=router, timeout_s=timeout_s, tls_ca=tls_ca, token_file=token_file, as_json=as_json
+        router=router,
+        timeout_s=timeout_s,
+        tls=client_tls(tls_ca, tls_cert, tls_key),
+        token_file=token_file,
+        as_json=as_json,
     ) as client:
         stream = client.predict_stream(
             Prompt(prompt, system),
@@ -128,6 +151,8 @@ def generate(
     executor: Executor = connection.EXECUTOR,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -137,7 +162,7 @@ def generate(
     with connected(
         executor=executor,
         timeout_s=timeout_s,
-        tls_ca=tls_ca,
+        tls=client_tls(tls_ca, tls_cert, tls_key),
         token_file=token_file,
         as_json=as_json,
     ) as client:

@@ -24,6 +24,13 @@ TlsCa = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="PEM roots to trust; turns TLS on."),
 ]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="PEM chain to show under mutual TLS."),
+]
+TlsKey = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="PEM key of --tls-cert.")
+]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -45,7 +52,7 @@ def connected(
     router: str = ROUTER,
     executor: str = EXECUTOR,
     timeout_s: float,
-    tls_ca: Path | None,
+    tls: Tls | None,
     token_file: Path | None,
     as_json: bool,
 ) -> Iterator[Molora]:
@@ -55,7 +62,7 @@ def connected(
         router: Address of the router.
         executor: Address of the executor.
         timeout_s: Deadline of each call, in seconds.
-        tls_ca: PEM roots; None for plaintext.
+        tls: See `client_tls`.
         token_file: File with the bearer token.
         as_json: Print the error as JSON too.
 
@@ -66,9 +73,19 @@ def connected(
         typer.Exit: 64 + the gRPC code, after one line on stderr.
     """
     token = token_file.read_text(encoding="utf-8").strip() if token_file else None
-    tls = Tls(ca_file=tls_ca) if tls_ca else None
     with failed_calls(as_json), Molora(router, executor, token, tls, timeout_s) as client:
         yield client
+
+
+def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
+    """How to trust the servers, and how to be trusted by them; None for plaintext.
+
+    Raises:
+        typer.BadParameter: A certificate without its key or without TLS.
+    """
+    if (certificate is None) != (key is None) or (certificate is not None and ca is None):
+        raise typer.BadParameter("a certificate to show needs its key, and the CA of the servers")
+    return Tls(ca, certificate, key) if ca else None
 
 
 def plain(value: Any) -> Any:

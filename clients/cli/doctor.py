@@ -8,14 +8,13 @@ import signal
 import ssl
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clients.cli import access, checks, connection, credentials, findings, output, trial
-from clients.cli.connection import Json, TimeoutS, TlsCa, TokenFile
+from clients.cli.connection import Json, TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile
 from clients.cli.findings import Finding, State
 from molora_client import Molora, Tls
 
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
     from executor_service.settings import ExecutorSettings
     from router_service.settings import RouterSettings
     from service_chassis.settings import ServerSettings
-
-
-Pem = Annotated[
-    Path | None,
-    typer.Option(exists=True, dir_okay=False, help="PEM file, for servers with mutual TLS."),
-]
 
 
 class What(str, Enum):
@@ -46,8 +39,8 @@ def doctor(
     ] = None,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
-    tls_cert: Pem = None,
-    tls_key: Pem = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -57,10 +50,8 @@ def doctor(
     TLS, as their settings say, and stopped again. --tls-ca, --tls-cert, --tls-key and --token-file
     are for those that run. Before a router the executor is asked with what the router has for it.
     """
-    if (tls_cert is None) != (tls_key is None) or (tls_cert is not None and tls_ca is None):
-        raise typer.BadParameter("give --tls-ca, --tls-cert and --tls-key together")
+    tls = connection.client_tls(tls_ca, tls_cert, tls_key)
     token = token_file.read_text(encoding="utf-8").strip() if token_file else None
-    tls = Tls(tls_ca, tls_cert, tls_key) if tls_ca else None
     examination = _Examination(flags or (), timeout_s, tls, token)
     with examination:
         examination.run(what)

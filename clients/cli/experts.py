@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from clients.cli import connection, output
-from clients.cli.connection import Executor, Json, TimeoutS, TlsCa, TokenFile, connected
+from clients.cli.connection import (
+    Executor,
+    Json,
+    TimeoutS,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+    client_tls,
+    connected,
+)
 from molora_client import ExpertChange
 
 app = typer.Typer(help="What is loaded, and changing it.", no_args_is_help=True)
@@ -20,6 +30,8 @@ def list_experts(
     executor: Executor = connection.EXECUTOR,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +39,7 @@ def list_experts(
     with connected(
         executor=executor,
         timeout_s=timeout_s,
-        tls_ca=tls_ca,
+        tls=client_tls(tls_ca, tls_cert, tls_key),
         token_file=token_file,
         as_json=as_json,
     ) as client:
@@ -61,6 +73,8 @@ def load(
     executor: Executor = connection.EXECUTOR,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -68,7 +82,7 @@ def load(
     with connected(
         executor=executor,
         timeout_s=timeout_s,
-        tls_ca=tls_ca,
+        tls=client_tls(tls_ca, tls_cert, tls_key),
         token_file=token_file,
         as_json=as_json,
     ) as client:
@@ -85,6 +99,8 @@ def unload(
     executor: Executor = connection.EXECUTOR,
     timeout_s: TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -92,7 +108,7 @@ def unload(
     with connected(
         executor=executor,
         timeout_s=timeout_s,
-        tls_ca=tls_ca,
+        tls=client_tls(tls_ca, tls_cert, tls_key),
         token_file=token_file,
         as_json=as_json,
     ) as client:

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clients.cli import connection, output
-from clients.cli.connection import Executor, Router, TlsCa, TokenFile
+from clients.cli.connection import Executor, Router, TlsCa, TlsCert, TokenFile
 from clients.cli.exits import BAD_INPUT
-from molora_client import Tls
 
 if TYPE_CHECKING:
     from training.demo.server import ServerProcess
@@ -71,6 +70,9 @@ def both(
 
 
 PemFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="PEM file.")]
+ServicesKey = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="PEM key of --services-cert.")
+]
 
 
 @app.command("web")
@@ -88,13 +90,16 @@ def web(
     executor: Executor = connection.EXECUTOR,
     timeout_s: connection.TimeoutS = connection.TIMEOUT_S,
     tls_ca: TlsCa = None,
+    services_cert: TlsCert = None,
+    services_key: ServicesKey = None,
     token_file: TokenFile = None,
 ) -> None:
     """Run the JSON bridge and the gate inspector page, before a router and an executor.
 
-    --tls-cert, --tls-key and --tls-client-ca are for browsers; --tls-ca and --token-file for the
-    services.
+    --tls-cert, --tls-key and --tls-client-ca are for browsers; --tls-ca, --services-cert,
+    --services-key and --token-file for the services.
     """
+    upstream_tls = connection.client_tls(tls_ca, services_cert, services_key)
     try:
         from clients.web.server import PortNotAvailable, run
         from clients.web.settings import SettingsError, WebSettings
@@ -114,7 +119,7 @@ def web(
             max_body_bytes=max_body_bytes,
             allowed_origins=tuple(allow_origin or ()),
             token=token_file.read_text(encoding="utf-8").strip() if token_file else None,
-            upstream_tls=Tls(ca_file=tls_ca) if tls_ca else None,
+            upstream_tls=upstream_tls,
             tls_cert=tls_cert,
             tls_key=tls_key,
             tls_client_ca=tls_client_ca,

@@ -6,7 +6,8 @@ import grpc
 import pytest
 
 from molora.v1 import types_pb2
-from tests.support.stub_services import ANSWER, SCREEN, Fail
+from tests.support.certificates import Authority
+from tests.support.stub_services import ANSWER, SCREEN, Fail, running_stub
 
 SECRET = "Click patient Doe"
 
@@ -148,6 +149,40 @@ def test_experts(stub, molora):
     assert done.stdout.startswith("unloaded old")
     assert stub.seen("LoadExpert")[0].request.path == "new/adapter"
     assert stub.seen("UnloadExpert")[0].request.expected_generation == 3
+
+
+def test_a_certificate_is_shown_under_mutual_tls(molora, screen, tmp_path):
+    authority = Authority()
+    server, agent = authority.issue(), authority.issue("agent")
+    contents = {"ca": authority.pem, "cert": agent.certificate, "key": agent.key, "token": b"s"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    pair = [(server.key, server.certificate)]
+    trust = ("--tls-ca", tmp_path / "ca")
+    shown = ("--tls-cert", tmp_path / "cert", "--tls-key", tmp_path / "key")
+    with running_stub(grpc.ssl_server_credentials(pair, authority.pem, True)) as stub:
+        address, token = stub.address, ("--token-file", tmp_path / "token")
+        asked = (
+            "predict",
+            "p",
+            "--screen",
+            screen,
+            "--router",
+            address,
+            *trust,
+            *token,
+            "--timeout",
+            "20",
+        )
+        assert molora(*asked, *shown).exit_code == 0
+        listed = ("experts", "list", "--executor", address, *trust, *token)
+        assert molora(*listed, *shown).exit_code == 0
+        assert molora(*listed, "--timeout", "0.5").exit_code == 64 + 14
+    assert {call.metadata["authorization"] for call in stub.calls} == {"Bearer s"}
+    for flags in (shown, (*trust, *shown[:2])):
+        wrong = molora("experts", "list", *flags)
+        assert wrong.exit_code == 2
+        assert "needs its key, and the CA" in " ".join(wrong.output.split())
 
 
 def test_the_token_comes_from_a_file(stub, molora, tmp_path):

@@ -13,9 +13,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
-from tests.support.stub_services import StubServices
+from tests.support.certificates import Authority
+from tests.support.stub_services import StubServices, running_stub
 
 Serve = Callable[..., subprocess.Popen[str]]
 
@@ -109,6 +111,21 @@ def test_a_port_that_is_taken(serve: Serve) -> None:
     assert process.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in errors
     assert "Traceback" not in errors
+
+
+def test_it_shows_the_services_a_certificate(serve: Serve, tmp_path: Path) -> None:
+    authority = Authority()
+    server, bridge = authority.issue(), authority.issue("bridge")
+    contents = {"ca": authority.pem, "cert": bridge.certificate, "key": bridge.key}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    trust = ("--tls-ca", str(tmp_path / "ca"), "--services-cert", str(tmp_path / "cert"))
+    trust += ("--services-key", str(tmp_path / "key"))
+    pair = [(server.key, server.certificate)]
+    with running_stub(grpc.ssl_server_credentials(pair, authority.pem, True)) as stub:
+        process = serve(*trust, "--router", stub.address, "--executor", stub.address)
+        with urllib.request.urlopen(f"{url_of(process)}/health", timeout=20) as reply:
+            assert json.load(reply)["status"] == "serving"
 
 
 def test_without_its_extra_it_says_what_to_install() -> None:
