@@ -219,7 +219,9 @@ class Handshake:
         except (Unavailable, DeadlineExceeded):
             self._problem = UNREACHABLE
         except FailedPrecondition as error:
-            self._problem = _mismatch(error.reason, error.message, error.metadata)
+            # Of what the executor states, only this has a name that the log line does not use.
+            told = {key: value for key, value in error.metadata.items() if key == "code"}
+            self._problem = _mismatch(error.reason, error.message, told)
         except ServiceError as error:
             self._problem = _mismatch(
                 "EXECUTOR_FAILED",
