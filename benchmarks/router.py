@@ -43,8 +43,8 @@ from router_service.settings import EMBEDDED_BUNDLE, RouterSettings
 from service_chassis.settings import parse_settings
 from training.demo.cases import read_cases
 from training.export import Judge, to_onnx, write_manifest
+from training.heads import RouterHead
 from training.known_screens import KnownScreens
-from training.stage1 import RouterHead
 
 SAMPLES = Path(__file__).resolve().parents[1] / "miniature" / "samples" / "held_out.jsonl"
 CALLERS = 16

@@ -103,10 +103,13 @@ class HeadOutput:
         logits: [K] float32, finite, in the order of the bundle's experts.
         distance: How far the screen is from those the experts know, not negative; None where the
             head does not measure it.
+        layers: [L, K] float32, finite: logits of each decoder layer, of which `logits` are the
+            mean; None where one gate vector is for all of them.
     """
 
     logits: Vector
     distance: float | None = None
+    layers: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Decision:
         entropy: Of `probabilities`, in nats.
         abstention: What comes instead; None unless the reason is ABSTAINED.
         distance: The head's, if it was asked and measures one.
+        layers: The gates of each decoder layer, of which `gates` are the mean; empty where they are
+            the same for all.
     """
 
     gates: Mapping[str, float]
@@ -131,6 +136,7 @@ class Decision:
     entropy: float
     abstention: Abstention | None = None
     distance: float | None = None
+    layers: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

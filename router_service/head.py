@@ -23,7 +23,8 @@ class Head:
     """An onnxruntime session that fits its manifest. One thread at a time may call it.
 
     Inputs `text` [n, text_dim] and `vision` [n, vision_dim]; outputs `logits` [n, K] and, where the
-    bundle abstains, `distance` [n]; all float32.
+    bundle abstains, `distance` [n], and where it states layers, `layer_logits` [n, L, K]; all
+    float32.
 
     Args:
         model: The bytes of `router.onnx`.
@@ -39,7 +40,11 @@ class Head:
             "text": manifest.feature_spec.text_dim,
             "vision": manifest.feature_spec.vision_dim,
         }
-        self._experts = len(manifest.experts)
+        experts = len(manifest.experts)
+        # Without the rows. What is optional comes after what is not.
+        self._shapes: dict[str, tuple[int, ...]] = {"logits": (experts,), "distance": ()}
+        if manifest.layers:
+            self._shapes["layer_logits"] = (manifest.layers, experts)
         self._session = _open(model)
         self._check_inputs()
         self._outputs = self._check_outputs()
@@ -86,20 +91,18 @@ class Head:
         )
 
     def _run(self, text: Vector, vision: Vector) -> list[HeadOutput | Internal]:
-        found: list[Vector] = self._session.run(self._outputs, {"text": text, "vision": vision})
-        rows, logits = len(text), found[0]  # [n, K]
-        distances = found[1] if len(found) > 1 else None  # [n]
-        if logits.shape != (rows, self._experts) or (
-            distances is not None and distances.shape != (rows,)
-        ):
+        outputs: list[Vector] = self._session.run(self._outputs, {"text": text, "vision": vision})
+        found, rows = dict(zip(self._outputs, outputs, strict=True)), len(text)
+        if any(each.shape != (rows, *self._shapes[name]) for name, each in found.items()):
             raise Internal("BAD_LOGITS", _UNUSABLE)
-        usable = _finite_rows(logits)
-        measured: list[float | None] = [None] * rows
-        if distances is not None:
-            usable = usable & np.isfinite(distances)
-            measured = distances.tolist()
+        usable = np.min([_finite_rows(each) for each in outputs], axis=0)
+        distances, layers = found.get("distance"), found.get("layer_logits")
         return [
-            HeadOutput(logits[row], measured[row])
+            HeadOutput(
+                found["logits"][row],
+                None if distances is None else float(distances[row]),
+                None if layers is None else layers[row],
+            )
             if row_is_usable
             else Internal("BAD_LOGITS", _UNUSABLE)
             for row, row_is_usable in enumerate(usable.tolist())
@@ -114,14 +117,15 @@ class Head:
             )
 
     def _check_outputs(self) -> list[str]:
-        """The names to ask for: `logits`, and `distance` if there is one."""
+        """The names to ask for: all that are known and there."""
         outputs = {node.name: (node.type, node.shape[1:]) for node in self._session.get_outputs()}
-        expected = {"logits": (_FLOAT32, [self._experts]), "distance": (_FLOAT32, [])}
-        if "logits" not in outputs or any(expected.get(k) != v for k, v in outputs.items()):
+        expected = {name: (_FLOAT32, [*shape]) for name, shape in self._shapes.items()}
+        missing = set(expected) - {"distance"} - set(outputs)
+        if missing or any(expected.get(k) != v for k, v in outputs.items()):
             raise BundleError(
-                f"router.onnx gives {outputs}, and router.json names {self._experts} experts: "
-                "one float32 output `logits` [n, K] is needed, and `distance` [n] is known; "
-                "export the bundle again"
+                f"router.onnx gives {outputs}, and router.json names {self._shapes['logits'][0]} "
+                "experts: one float32 output `logits` [n, K] is needed, `distance` [n] is known, "
+                "and `layer_logits` [n, L, K] where it states layers; export the bundle again"
             )
         return [name for name in expected if name in outputs]
 
@@ -139,7 +143,7 @@ class Head:
 
 
 def _finite_rows(values: Vector) -> npt.NDArray[np.bool_]:
-    finite: npt.NDArray[np.bool_] = np.isfinite(values).min(axis=1)
+    finite: npt.NDArray[np.bool_] = np.isfinite(values).reshape(len(values), -1).min(axis=1)
     return finite
 
 

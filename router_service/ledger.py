@@ -102,6 +102,9 @@ class Ledger:
             "reason": decision.reason.value,
             "abstention": decision.abstention.value if decision.abstention else None,
             "gates": dict(decision.gates),
+            **(
+                {"layer_gates": [dict(each) for each in decision.layers]} if decision.layers else {}
+            ),
             "experts": {name: self._digests[name] for name in decision.gates},
             "mode": ask.mode.value,
             "temperature": ask.temperature,

@@ -215,7 +215,8 @@ class Manifest:
     """What `router.json` states; `experts` are in the order of the head's logits.
 
     `agent`, `abstention` and `fit` are missing until thresholds are fitted: an agent of which
-    nothing is known then has no weight, and no screen is abstained from.
+    nothing is known then has no weight, and no screen is abstained from. `layers` are the decoder
+    layers that the head has logits of their own for; 0: one gate vector is for all of them.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -234,6 +235,7 @@ class Manifest:
     agent: AgentModel | None = None
     abstention: AbstentionRule | None = None
     fit: Fit | None = None
+    layers: int = 0
 
     def __post_init__(self) -> None:
         if self.format != 1:

@@ -13,6 +13,9 @@ Knows neither features nor the executor. The rules, first match wins:
 7. They disagree and pooled the head's expert is best, and surely so: AGENT_VETOED.
 8. Neither is sure: the head's best and the agent's expert share, whatever the mode: TOP2_FALLBACK.
 
+A head with logits for every decoder layer is heard layer by layer in 4; the gates for all layers
+are then their mean. An agent speaks of the request as a whole: where it is heard, layers are alike.
+
 Weights are masked, then reduced by the mode, then divided by their sum. In 3 to 8 the head is heard
 after masking: an expert that the caller ruled out can neither win nor veto. Between the two in
 dispute nobody else can win: the agent says nothing about the rest, so pooling keeps its order.
@@ -24,6 +27,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from router_service.core import Abstention, Decision, HeadOutput, Hint, Mode, Options, Reason
 from router_service.errors import InvalidArgument, unknown_expert
@@ -149,6 +153,10 @@ class Policy:
             # Masked before the softmax, so that what remains never underflows to nothing.
             heard = softmax(np.where(ask.allowed, scores, -np.inf), ask.temperature)
         weights, reason = self._weigh(ask, heard, output.distance)
+        layers: tuple[Weights, ...] = ()
+        if reason is Reason.ROUTER and output.layers is not None:
+            layers = self._by_layer(ask, output.layers)
+            weights = np.mean(layers, axis=0)
         return Decision(
             gates=self._named(weights),
             probabilities=dict(zip(self.config.experts, probabilities.tolist(), strict=True)),
@@ -157,7 +165,13 @@ class Policy:
             entropy=entropy(probabilities),
             abstention=self.config.outcome if reason is Reason.ABSTAINED else None,
             distance=output.distance,
+            layers=tuple(self._named(each) for each in layers),
         )
+
+    def _by_layer(self, ask: Ask, logits: npt.NDArray[np.float32]) -> tuple[Weights, ...]:
+        """Rule 4 for each decoder layer."""
+        scores = np.where(ask.allowed, logits.astype(np.float64), -np.inf)
+        return tuple(reduce_weights(softmax(each, ask.temperature), ask.mode) for each in scores)
 
     def _weigh(self, ask: Ask, heard: Weights, distance: float | None) -> tuple[Weights, Reason]:
         """Rules 1 and 3 to 5 on the head's distribution after masking."""

@@ -120,7 +120,13 @@ def write_decision(decision: Decision, expert_set: str, router_version: str) -> 
     return types_pb2.Decision(
         abstention=write_abstention(decision.abstention),
         distance=decision.distance,
-        gates=types_pb2.Gates(weights=decision.gates),
+        gates=types_pb2.Gates(
+            weights=decision.gates,
+            layers=[
+                types_pb2.LayerGates(layer=layer, weights=weights)
+                for layer, weights in enumerate(decision.layers)
+            ],
+        ),
         probabilities=decision.probabilities,
         reason=types_pb2.DecisionReason.Value(f"DECISION_REASON_{decision.reason.name}"),
         confidence=decision.confidence,

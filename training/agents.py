@@ -16,6 +16,8 @@ from router_service.manifest import AgentModel
 from router_service.weights import pool
 from training.calibration import golden_section
 
+HINT = "agent_hint"
+"""Where a record's metadata holds it."""
 _HIGHEST_WEIGHT = 4.0
 # Of a simulated agent's confidences: small, so that some of its hints are sure and some are not.
 _SPREAD = 4.0
@@ -66,7 +68,7 @@ def read_hint(metadata: Mapping[str, Any], experts: Sequence[str]) -> tuple[int,
     Raises:
         ValueError: The hint names another expert or has no possible confidence.
     """
-    hint = metadata.get("agent_hint")
+    hint = metadata.get(HINT)
     if hint is None:
         return -1, np.nan
     expert = hint.get("expert") if isinstance(hint, dict) else None

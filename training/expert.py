@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from transformers import (
     AutoTokenizer,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -34,14 +33,15 @@ from executor_service.model.rows import rope_positions
 from executor_service.model.screen import ScreenReader
 from training.conversations import Conversation, Conversations, labelled_records
 from training.data.records import Record
+from training.events import Events
 from training.lora import lora_config
 from training.processes import on_cpu, this_process
 from training.run_config import RunConfig, digest_of
+from training.trainer_reports import Progress, Reports, Tells, step_of
 
 STATE_FOLDER = "state"
 _IGNORED = -100
 _KEPT_STATES = 2
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,13 @@ def _fit(
         args=_arguments(config, processes),
         train_dataset=rows,
         data_collator=collate,
-        callbacks=[_Reports(progress)] if progress else [],
+        callbacks=[Reports(progress)] if progress else [],
     )
     trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(config.out / STATE_FOLDER))  # type: ignore[no-untyped-call]
-    trainer.train(resume_from_checkpoint=last)
+    with Events(config.out if trainer.is_world_process_zero() else None, step_of(last)) as events:
+        trainer.add_callback(Tells(events))
+        trainer.train(resume_from_checkpoint=last)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses[-1] if losses else math.nan
 
@@ -272,14 +274,3 @@ def _checkpointing(config: RunConfig) -> dict[str, Any]:
         name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known
     )
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-
-
-class _Reports(TrainerCallback):
-    """Tells how far the Trainer is."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the Trainer."""
-        self._progress(state.global_step, state.max_steps)

@@ -22,8 +22,9 @@ from torch import nn
 
 from router_service.bundle import HEAD_FILE, MANIFEST_FILE
 from router_service.manifest import Manifest, Provenance, TemperatureSetting, Threshold, Thresholds
+from training.heads import LayeredHead, RouterHead, whole
 from training.known_screens import KnownScreens
-from training.stage1 import RouterHead, Stage1Result
+from training.stage1 import Stage1Result
 
 OPSET = 20
 MAX_DIFFERENCE = 1e-5
@@ -73,20 +74,32 @@ class Judge(nn.Module):
         known: Of the screens that the head was trained on.
     """
 
-    def __init__(self, head: RouterHead, known: KnownScreens) -> None:
+    def __init__(self, head: RouterHead | LayeredHead, known: KnownScreens) -> None:
         super().__init__()
         self.head = head
         self.known = known
 
-    def forward(
-        self, text: torch.Tensor, vision: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [n, K] and distances [n] of text [n, text_dim] and vision [n, vision_dim]."""
-        return self.head(text, vision), self.known(vision)
+    @property
+    def layers(self) -> int:
+        """Decoder layers with logits of their own; 0 for none."""
+        return self.head.layers if isinstance(self.head, LayeredHead) else 0
+
+    @property
+    def outputs(self) -> list[str]:
+        """What `forward` gives, by the names that the router knows."""
+        return ["logits", "distance", *(["layer_logits"] if self.layers else [])]
+
+    def forward(self, text: torch.Tensor, vision: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of text [n, text_dim] and vision [n, vision_dim]: logits [n, K] and distances [n].
+
+        Then, of a head with layers, their logits [n, L, K], of which the first are the mean.
+        """
+        logits, distance = self.head(text, vision), self.known(vision)
+        return (whole(logits), distance, *((logits,) if self.layers else ()))
 
 
 def to_onnx(judge: Judge) -> bytes:
-    """One ONNX file: `text` and `vision` in, `logits` and `distance` out, for any number of rows.
+    """One ONNX file: `text` and `vision` in, the judge's outputs out, for any number of rows.
 
     Args:
         judge: In eval mode.
@@ -103,7 +116,7 @@ def to_onnx(judge: Judge) -> bytes:
             judge,
             (text, vision),
             input_names=["text", "vision"],
-            output_names=["logits", "distance"],
+            output_names=judge.outputs,
             dynamic_shapes=({0: rows}, {0: rows}),
             opset_version=OPSET,
             dynamo=True,
@@ -135,22 +148,22 @@ def _name_as_torch_does(graph: onnx.GraphProto) -> None:
 
 def _check_same(judge: Judge, model: bytes) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    names = ["logits", "distance"]
     for rows in (1, 33):
         text, vision = _random_inputs(judge.head, rows)
         with torch.inference_mode():
             expected = [output.numpy() for output in judge(text, vision)]
-        found = session.run(names, {"text": text.numpy(), "vision": vision.numpy()})
-        for name, ours, theirs in zip(names, expected, found, strict=True):
+        found = session.run(judge.outputs, {"text": text.numpy(), "vision": vision.numpy()})
+        for name, ours, theirs in zip(judge.outputs, expected, found, strict=True):
             # Random inputs may be many spreads away, so distances compare relative to their size.
             difference = float((np.abs(ours - theirs) / np.maximum(np.abs(ours), 1)).max())
             if not difference <= MAX_DIFFERENCE:
                 raise RuntimeError(f"the ONNX file's {name} differs from torch's: {difference:.2e}")
 
 
-def _random_inputs(head: RouterHead, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _random_inputs(head: RouterHead | LayeredHead, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    dims = (_dim(head.text), _dim(head.vision))
+    reads = head.trunk if isinstance(head, LayeredHead) else head
+    dims = (_dim(reads.text), _dim(reads.vision))
     text, vision = (torch.randn(rows, dim, generator=generator) for dim in dims)
     return text, vision
 
@@ -164,6 +177,7 @@ def _dim(part: torch.nn.Sequential) -> int:
 def _manifest(result: Stage1Result, model: bytes) -> Manifest:
     index = result.index
     cases = result.calibration.cases
+    head = result.head
     return Manifest(
         format=1,
         head_sha256=hashlib.sha256(model).hexdigest(),
@@ -175,6 +189,7 @@ def _manifest(result: Stage1Result, model: bytes) -> Manifest:
         mode=result.mode,
         thresholds=TYPED_THRESHOLDS,
         calibration=result.calibration,
+        layers=head.layers if isinstance(head, LayeredHead) else 0,
         provenance=Provenance(
             seed=result.config.seed,
             dataset_digest=index.dataset_digest,

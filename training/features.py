@@ -4,7 +4,7 @@ Knows records, the executor's contract and the cache's files; knows no head. A c
 `features.json` and `shard-NNNNN.safetensors` with, for n rows:
 
     text [n, text_dim] float32, vision [n, vision_dim] float32,
-    label [n] int64 (index into the cache's experts),
+    label [n] int64 (index into the cache's experts; -1 where only an agent said whose it is),
     image [n] int64 (first eight bytes of the file's sha256: what splits must not cut),
     source [n] int64 (index into the cache's sources)
     hinted [n] int64 (index of the expert that an agent named, -1 where none did)
@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
-from training.agents import read_hint
+from training.agents import HINT, read_hint
 from training.data.records import Record, read_records
 
 INDEX_FILE = "features.json"
@@ -95,7 +95,7 @@ def cache_features(
     """Extract the features of every record and write them to a directory.
 
     Args:
-        records_path: JSONL of records, each with its `adapter`.
+        records_path: JSONL of records, each with its `adapter`, or with an agent's hint instead.
         images_root: Folder that the records' image paths are relative to.
         executor_address: host:port of an executor that has every named expert loaded.
         out: Directory of the cache; made if it is missing.
@@ -105,8 +105,8 @@ def cache_features(
         The index, as written.
 
     Raises:
-        ValueError: A record has no adapter, or one that is not loaded, or an agent's hint that
-            cannot be read; or there is no record.
+        ValueError: A record has neither adapter nor hint, or an adapter that is not loaded, or an
+            agent's hint that cannot be read; or there is no record.
         RuntimeError: The executor changed while features were being extracted.
         MoloraError: A call failed.
     """
@@ -198,7 +198,7 @@ def _extract(
         yield _Row(
             text=features.text,
             vision=features.vision,
-            label=index.names.index(str(record.adapter)),
+            label=index.names.index(record.adapter) if record.adapter else -1,
             image=image,
             source=index.sources.index(_source(record, records_path)),
             hinted=hinted,
@@ -246,10 +246,14 @@ def _shard(rows: Sequence[_Row]) -> dict[str, torch.Tensor]:
 
 def _named_experts(client: Molora, records: Sequence[Record]) -> tuple[ExpertEntry, ...]:
     """The loaded experts that records name, in expert-set order."""
-    unlabelled = sum(not record.adapter for record in records)
+    unlabelled = sum(not (record.adapter or record.metadata.get(HINT)) for record in records)
     if unlabelled:
         raise ValueError(f"{unlabelled} records have no adapter; run `molora data label` first")
-    named = {str(record.adapter) for record in records}
+    named = {record.adapter for record in records if record.adapter}
+    if not named:
+        raise ValueError(
+            "no record has an adapter, and an agent's hints alone cannot be checked; label some"
+        )
     loaded = client.experts().experts
     if missing := sorted(named - {expert.name for expert in loaded}):
         raise ValueError(f"records name experts that are not loaded: {', '.join(missing)}")

@@ -5,7 +5,6 @@ Knows the head's files and its shape; does not know how it was trained or what s
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
@@ -17,41 +16,12 @@ import torch
 from onnx import numpy_helper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from router_service.core import FeatureSpec
-from training.stage1 import RouterHead
+from training.heads import LayeredHead, RouterHead
 
 HEAD_FILE = "head.safetensors"
-
-
-class LayeredHead(nn.Module):
-    """A head that emits L x K logits: gates of its own for every decoder layer.
-
-    As MoLE has them (Wu et al. 2024, arXiv:2404.13628). It starts as the given head, repeated.
-
-    Args:
-        head: Its projections and hidden layer are shared by all layers.
-        layers: Decoder layers, L.
-    """
-
-    def __init__(self, head: RouterHead, layers: int) -> None:
-        super().__init__()
-        self.trunk = copy.deepcopy(head)
-        last = self.trunk.mix[-1]
-        assert isinstance(last, nn.Linear)
-        self.layers = layers
-        wide = nn.Linear(last.in_features, layers * last.out_features)
-        with torch.no_grad():
-            wide.weight.copy_(last.weight.repeat(layers, 1))
-            wide.bias.copy_(last.bias.repeat(layers))
-        self.trunk.mix[-1] = wide
-
-    def forward(self, text: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
-        """Logits [n, L, K] of text [n, text_dim] and vision [n, vision_dim]."""
-        logits: torch.Tensor = self.trunk(text, vision)
-        return logits.view(len(logits), self.layers, -1)
 
 
 @dataclass(frozen=True)
@@ -157,10 +127,11 @@ def _from_bundle(directory: Path) -> SavedHead:
         for tensor in graph.initializer
     }
     try:
-        width = weights["text.1.weight"].shape[0]
+        first = f"{'trunk.' if manifest.layers else ''}text.1.weight"
+        width = weights[first].shape[0]
         dropout = float(manifest.provenance.config["dropout"])
         names = tuple(expert.name for expert in manifest.experts)
-        shape = HeadShape(names, manifest.feature_spec, width, dropout)
+        shape = HeadShape(names, manifest.feature_spec, width, dropout, manifest.layers)
         head = new_head(shape)
         head.load_state_dict({name: weights[name] for name in head.state_dict()})
     except (KeyError, RuntimeError) as error:

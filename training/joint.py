@@ -20,17 +20,21 @@ from torch import nn
 
 from executor_service.model.reference import MixedExperts, MixtureOutput, MultiLoRAWithRouter
 from training.conversations import Conversation, rows_of_step, seed_of
+from training.events import Events
 from training.gating import TrainingPolicy, temperature_at
-from training.head_file import LayeredHead, SavedHead
+from training.head_file import SavedHead
+from training.heads import LayeredHead, RouterHead
 from training.losses import answer_loss, balance_loss, divergence, entropy_penalty, least_share
 from training.marginals import GateMarginals
 from training.setting import Setting
-from training.stage1 import RouterHead
 
 STATE_FILE = "state.pt"
 LOG_FILE = "metrics.jsonl"
 Progress = Callable[[int, int], None]
-_TERMS = ("loss", "answer", "entropy", "kl", "balance", "own_gate")
+_TERMS = ("loss", "answer", "entropy", "kl", "balance", "own_gate", "gate_accuracy")
+_LOSSES = _TERMS[:5]
+# In the order of the parameter groups.
+_RATES = ("router", "expert")
 
 
 class AnchoredRouter(nn.Module):
@@ -119,15 +123,18 @@ class Joint:
             ArithmeticError: The loss is not finite; the same.
         """
         config = self.setting.config
+        out = self._folder if self.setting.accelerator.is_main_process else None
         self._mixture.train()
-        while self.step < config.steps:
-            report = self._one_step()
-            self._log.append(json.dumps(report))
-            self._marginals.check(config.guard, self.setting.experts.names, self.step)
-            if self.step % config.save_every == 0 or self.step == config.steps:
-                self._save()
-            if progress is not None:
-                progress(self.step, config.steps)
+        with Events(out, self.step) as events:
+            while self.step < config.steps:
+                report = self._one_step()
+                self._log.append(json.dumps(report))
+                events.add(self.step, self._told(report))
+                self._marginals.check(config.guard, self.setting.experts.names, self.step)
+                if self.step % config.save_every == 0 or self.step == config.steps:
+                    self._save()
+                if progress is not None:
+                    progress(self.step, config.steps)
         self._mixture.eval()
 
     def _one_step(self) -> dict[str, Any]:
@@ -189,7 +196,8 @@ class Joint:
         experts = torch.tensor([row.expert for row in batch], device=gates.device)
         own = gates.reshape(len(batch), -1, gates.shape[-1]).mean(dim=1)
         own_gate = own.gather(1, experts[:, None]).mean()
-        return torch.stack([loss, answer, entropy, kl, balance, own_gate]), everywhere
+        right = (own.argmax(dim=1) == experts).float().mean()
+        return torch.stack([loss, answer, entropy, kl, balance, own_gate, right]), everywhere
 
     def _divergence(self, gates: torch.Tensor) -> torch.Tensor:
         anchor = self.router.anchor_probabilities
@@ -211,6 +219,19 @@ class Joint:
             "temperature": self._policy.temperature,
             **named,
             "marginals": self._marginals.running.tolist(),
+        }
+
+    def _told(self, report: Mapping[str, Any]) -> dict[str, float]:
+        """A step's numbers by the names that TensorBoard groups them by."""
+        marginals = zip(self.setting.experts.names, report["marginals"], strict=True)
+        groups = zip(_RATES, self._optimiser.param_groups, strict=False)
+        return {
+            **{f"loss/{name}": report[name] for name in _LOSSES},
+            "gates/own": report["own_gate"],
+            "gates/accuracy": report["gate_accuracy"],
+            "gates/temperature": report["temperature"],
+            **{f"marginal/{name}": share for name, share in marginals},
+            **{f"rate/{name}": group["lr"] for name, group in groups},
         }
 
     @property

@@ -20,7 +20,7 @@ from training.head_file import SavedHead, save_head
 from training.joint import AnchoredRouter
 from training.run_config import RunConfig, digest_of
 from training.setting import Setting
-from training.stage1 import RouterHead, Stage1Config, judged, split_by_image
+from training.stage1 import Stage1Config, judged, split_by_image
 
 BUNDLE_FOLDER = "router"
 # What a bundle states of a run; paths stay on the machine that they belong to.
@@ -48,13 +48,11 @@ def features_for_bundle(setting: Setting) -> FeatureTable | None:
     """The cache that the bundle is measured on; looked at before a run, which would end in vain.
 
     Raises:
-        ValueError: It is of other experts or another spec, or the head has gates per layer.
+        ValueError: It is of other experts or another spec.
     """
     config = setting.config
     if config.features is None:
         return None
-    if config.router.per_layer:
-        raise ValueError("a head with gates per layer is not served; leave out features")
     table = load_features(config.features)
     if table.index.names != setting.experts.names:
         raise ValueError(
@@ -94,7 +92,6 @@ def finish(
     if setting.accelerator.is_main_process:
         save_head(saved, config.out)
         if table is not None:
-            assert isinstance(head, RouterHead)
             splits = split_by_image(table, _splits(config))
             result = judged(head, _for_experts(table, experts), splits, _splits(config))
             bundle, accuracy = export_bundle(result, config.out / BUNDLE_FOLDER), result.accuracy

@@ -56,7 +56,7 @@ class Router(BaseModel):
     vision_source: Literal["tower", "deepstack", "fused"] | None = None
     """What is pooled of the screen."""
     per_layer: bool = False
-    """Gates of its own for every decoder layer, as MoLE has them; such a head is not served."""
+    """Gates of its own for every decoder layer, as MoLE has them."""
 
 
 class Gates(BaseModel):

@@ -23,15 +23,14 @@ from router_service import core
 from training.conversations import Conversations, labelled_records
 from training.head_file import (
     HeadShape,
-    LayeredHead,
     SavedHead,
     head_path,
     load_head,
     new_head,
 )
+from training.heads import LayeredHead, RouterHead
 from training.processes import on_cpu
 from training.run_config import Router, RunConfig, digest_of
-from training.stage1 import RouterHead
 
 _NEW_HEAD = Router(width=128, dropout=0.1, text_layer=2, text_pooling="mean", vision_source="tower")
 _HOOK = ("text_layer", "text_pooling", "vision_source")

@@ -6,20 +6,23 @@ Knows features and labels; knows neither the executor nor the bundle's files.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch import nn
 from torch.nn import functional as F
 
 from router_service.core import Mode
 from router_service.manifest import Calibration, ModeSetting
 from training.calibration import expected_calibration_error, fit_temperature, log_loss
+from training.events import Events
 from training.features import FeatureIndex, FeatureTable, load_features
+from training.heads import LayeredHead, RouterHead, whole
 from training.known_screens import KnownScreens, known_screens
+from training.lessons import Lessons
+from training.losses import entropy_penalty
 
 # From this mean confidence on held-out cases, the heaviest expert alone is as good as the mixture.
 SHARP_CONFIDENCE = 0.9
@@ -40,6 +43,8 @@ class Stage1Config:
         patience_epochs: Passes without a lower validation loss before training stops.
         validation_share: Share of the images that decide when to stop.
         held_out_share: Share of the images for the temperature and the reported accuracy.
+        agent_reliability: How often an agent is taken to be right whose hints stand in for labels;
+            what records with both say about it counts more.
     """
 
     seed: int = 0
@@ -52,39 +57,7 @@ class Stage1Config:
     patience_epochs: int = 30
     validation_share: float = 0.15
     held_out_share: float = 0.2
-
-
-class RouterHead(nn.Module):
-    """Features to logits: each part normalised and projected, then two layers over both.
-
-    Args:
-        text_dim: Size of the text features.
-        vision_dim: Size of the vision features.
-        experts: Number of logits.
-        width: Of each projection and of the hidden layer.
-        dropout: On the joined parts and on the hidden layer.
-    """
-
-    def __init__(
-        self, text_dim: int, vision_dim: int, experts: int, width: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.text = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, width))
-        self.vision = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, width))
-        self.mix = nn.Sequential(
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, experts),
-        )
-
-    def forward(self, text: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
-        """Logits [n, K] of text [n, text_dim] and vision [n, vision_dim]."""
-        joined = torch.cat([self.text(text), self.vision(vision)], dim=1)  # [n, 2 * width]
-        logits: torch.Tensor = self.mix(joined)
-        return logits
+    agent_reliability: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -99,7 +72,7 @@ class Stage1Result:
         known: Of the train split's screens.
     """
 
-    head: RouterHead
+    head: RouterHead | LayeredHead
     known: KnownScreens
     index: FeatureIndex
     config: Stage1Config
@@ -111,7 +84,11 @@ class Stage1Result:
 
 
 def train_stage1(
-    features_dir: Path, *, config: Stage1Config | None = None, progress: bool = True
+    features_dir: Path,
+    *,
+    config: Stage1Config | None = None,
+    progress: bool = True,
+    events: Path | None = None,
 ) -> Stage1Result:
     """Train a head on a feature cache. The same cache and config give the same head.
 
@@ -119,6 +96,7 @@ def train_stage1(
         features_dir: What `cache_features` wrote.
         config: How to train; None for the defaults.
         progress: Show a progress bar.
+        events: Folder that gets TensorBoard's; None for none.
 
     Returns:
         The head with the lowest validation loss, calibrated.
@@ -131,12 +109,13 @@ def train_stage1(
     splits = split_by_image(table, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        head = _train(table, splits, config, progress)
+        with Events(events) as told:
+            head = _train(table, splits, config, progress, told)
     return judged(head, table, splits, config)
 
 
 def judged(
-    head: RouterHead,
+    head: RouterHead | LayeredHead,
     table: FeatureTable,
     splits: Mapping[str, torch.Tensor],
     config: Stage1Config,
@@ -172,16 +151,17 @@ def split_by_image(table: FeatureTable, config: Stage1Config) -> dict[str, torch
     """Row indices of `train`, `validation` and `held_out`: no image is in two of them.
 
     Each expert's images are split by the same shares, at least one image each. An image that
-    serves several experts counts for the first row's.
+    serves several experts counts for the first row's. Rows without a label are in none.
 
     Raises:
         ValueError: An expert has fewer than three images.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    images, image_of_row = torch.unique(table.image, return_inverse=True)
+    labelled = (table.label >= 0).nonzero().flatten()
+    images, image_of_row = torch.unique(table.image[labelled], return_inverse=True)
     expert_of_image = torch.empty(len(images), dtype=torch.int64)
     # Written backwards, so that the first row of an image is what stays.
-    expert_of_image[image_of_row.flip(0)] = table.label.flip(0)
+    expert_of_image[image_of_row.flip(0)] = table.label[labelled].flip(0)
     split_of_image = torch.zeros(len(images), dtype=torch.int64)
     for number, name in enumerate(table.index.names):
         own = (expert_of_image == number).nonzero().flatten()
@@ -194,15 +174,16 @@ def split_by_image(table: FeatureTable, config: Stage1Config) -> dict[str, torch
         split_of_image[own[validation : validation + held_out]] = 2
     split_of_row = split_of_image[image_of_row]
     names = ("train", "validation", "held_out")
-    return {name: (split_of_row == number).nonzero().flatten() for number, name in enumerate(names)}
+    return {name: labelled[split_of_row == number] for number, name in enumerate(names)}
 
 
-def head_logits(head: RouterHead, table: FeatureTable, rows: torch.Tensor) -> torch.Tensor:
-    """Logits [n, K] of some rows, without dropout or gradient."""
+def head_logits(
+    head: RouterHead | LayeredHead, table: FeatureTable, rows: torch.Tensor
+) -> torch.Tensor:
+    """Logits [n, K] of some rows, without dropout or gradient; of a head with layers their mean."""
     head.eval()
     with torch.inference_mode():
-        logits: torch.Tensor = head(table.text[rows], table.vision[rows])
-    return logits
+        return whole(head(table.text[rows], table.vision[rows]))
 
 
 def default_mode(logits: torch.Tensor, temperature: float) -> ModeSetting:
@@ -226,20 +207,25 @@ def _train(
     splits: Mapping[str, torch.Tensor],
     config: Stage1Config,
     progress: bool,
+    events: Events,
 ) -> RouterHead:
     spec, experts = table.index.feature_spec, len(table.index.experts)
     head = RouterHead(spec.text_dim, spec.vision_dim, experts, config.width, config.dropout)
-    weights = class_weights(table.label[splits["train"]], experts)
+    lessons = Lessons(table, splits, config.agent_reliability)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     best, best_loss, waited = copy.deepcopy(head.state_dict()), float("inf"), 0
     with Progress(disable=not progress) as bar:
         task = bar.add_task("stage 1", total=config.max_epochs)
-        for _ in range(config.max_epochs):
-            _epoch(head, optimizer, table, splits["train"], weights, config.batch_rows)
+        for epoch in range(1, config.max_epochs + 1):
+            learnt = _epoch(head, optimizer, lessons, config.batch_rows)
             logits = head_logits(head, table, splits["validation"])
-            loss = float(F.cross_entropy(logits, table.label[splits["validation"]], weights))
+            labels = table.label[splits["validation"]]
+            loss = float(F.cross_entropy(logits, labels, lessons.weights))
+            told = _told(logits, labels, table.index.names)
+            told |= {"loss/train": learnt, "loss/validation": loss}
+            events.add(epoch, told | {"rate/router": config.learning_rate})
             bar.update(task, advance=1, description=f"stage 1: validation loss {loss:.4f}")
             waited += 1
             if loss < best_loss:
@@ -251,27 +237,30 @@ def _train(
 
 
 def _epoch(
-    head: RouterHead,
-    optimizer: torch.optim.Optimizer,
-    table: FeatureTable,
-    rows: torch.Tensor,
-    weights: torch.Tensor,
-    batch_rows: int,
-) -> None:
+    head: RouterHead, optimizer: torch.optim.Optimizer, lessons: Lessons, batch_rows: int
+) -> float:
+    """One pass over the rows; the mean loss of its steps."""
     head.train()
-    for batch in torch.split(rows[torch.randperm(len(rows))], batch_rows):
-        loss = F.cross_entropy(
-            head(table.text[batch], table.vision[batch]), table.label[batch], weights
-        )
+    losses = []
+    for batch in torch.split(lessons.rows[torch.randperm(len(lessons.rows))], batch_rows):
+        loss = lessons.loss(head, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
 
 
-def class_weights(labels: torch.Tensor, experts: int) -> torch.Tensor:
-    """Weights [K] under which every expert counts alike, however many rows it has."""
-    counts = torch.bincount(labels, minlength=experts).clamp(min=1)
-    return len(labels) / (experts * counts.float())
+def _told(logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """What TensorBoard is told of the validation split, at temperature 1 as in training."""
+    probabilities = logits.softmax(dim=1)
+    marginals = zip(names, probabilities.mean(dim=0).tolist(), strict=True)
+    return {
+        "gates/accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
+        "gates/entropy": float(entropy_penalty(probabilities)),
+        "gates/temperature": 1.0,
+        **{f"marginal/{name}": share for name, share in marginals},
+    }
 
 
 def _calibration(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> Calibration:

@@ -82,7 +82,8 @@ def stage1(
         from training.export import export_bundle
         from training.stage1 import Stage1Config, train_stage1
 
-        result = train_stage1(features, config=Stage1Config(seed=seed), progress=not as_json)
+        config = Stage1Config(seed=seed)
+        result = train_stage1(features, config=config, progress=not as_json, events=out)
         bundle = export_bundle(result, out)
     if as_json:
         stated = {

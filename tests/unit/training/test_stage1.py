@@ -14,18 +14,15 @@ import torch
 from router_service.bundle import load_bundle
 from router_service.core import ExpertEntry, Features, FeatureSpec, HeadOutput, Mode
 from router_service.head import Head
+from tests.support.events import read_scalars
 from tests.support.feature_cache import write_shard
 from training.calibration import expected_calibration_error, fit_temperature, log_loss
 from training.export import Judge, export_bundle, to_onnx
 from training.features import load_features
+from training.heads import RouterHead
 from training.known_screens import KnownScreens, known_screens
-from training.stage1 import (
-    RouterHead,
-    Stage1Config,
-    class_weights,
-    split_by_image,
-    train_stage1,
-)
+from training.lessons import agent_rows, class_weights
+from training.stage1 import Stage1Config, head_logits, split_by_image, train_stage1
 
 EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abcd"))
 SPEC = FeatureSpec(2, "mean", "tower", "mean", 24, 16, "b" * 64, "1")
@@ -74,6 +71,57 @@ def bundle(result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(result, tmp_path_factory.mktemp("router"))
 
 
+def take_labels(
+    cache: Path, out: Path, *, reliability: float, keep_images: int, hints: bool = True
+) -> Path:
+    """The cache with labels on the first images of each expert only; an agent names the others'.
+
+    Its mistakes all go to the next expert. On what stays labelled it says something too.
+    """
+    table = load_features(cache)
+    noise = torch.Generator().manual_seed(2)
+    wrong = torch.rand(len(table), generator=noise) > reliability
+    said = torch.where(wrong, (table.label + 1) % 4, table.label)
+    kept = table.image % 1000 < keep_images
+    shard = {
+        "text": table.text,
+        "vision": table.vision,
+        "label": torch.where(kept, table.label, torch.tensor(-1)),
+        "image": table.image,
+        "source": table.source,
+        "hinted": said if hints else torch.full_like(said, -1),
+        "confidence": torch.full((len(table),), reliability),
+    }
+    return write_shard(out, shard, SPEC, EXPERTS, "d" * 64)
+
+
+class TestAgentLabels:
+    """Few labels, and an agent that is wrong about the other cases as often as not nearly."""
+
+    def accuracy(self, result, cache: Path) -> float:
+        table = load_features(cache)
+        rows = (table.image % 1000 >= 4).nonzero().flatten()
+        found = head_logits(result.head, table, rows).argmax(dim=1)
+        return float((found == table.label[rows]).double().mean())
+
+    def test_they_help_although_many_are_wrong(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path / "all", images=40, noise=3.0)
+        found = {}
+        for name, hints in (("without", False), ("with", True)):
+            few = take_labels(cache, tmp_path / name, reliability=0.7, keep_images=4, hints=hints)
+            found[name] = self.accuracy(train_stage1(few, config=FAST, progress=False), cache)
+        assert found["with"] > found["without"] + 0.03
+
+    def test_what_is_measured_on_is_labelled_by_people(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path / "all")
+        few = load_features(take_labels(cache, tmp_path / "f", reliability=0.7, keep_images=4))
+        splits = split_by_image(few, FAST)
+        assert all((few.label[rows] >= 0).all() for rows in splits.values())
+        said = agent_rows(few, splits)
+        assert len(said) == 4 * 8 * 5
+        assert (few.label[said] == -1).all()
+
+
 class TestTraining:
     def test_what_can_be_told_apart_is_told_apart(self, result) -> None:
         assert result.accuracy["held_out"] == 1.0
@@ -104,6 +152,16 @@ class TestTraining:
         assert not torch.equal(
             other.head.state_dict()["text.1.weight"], result.head.state_dict()["text.1.weight"]
         )
+
+    def test_tensorboard_is_told_every_epoch(self, cache: Path, tmp_path: Path) -> None:
+        config = dataclasses.replace(FAST, max_epochs=3)
+        train_stage1(cache, config=config, progress=False, events=tmp_path)
+        told = read_scalars(tmp_path / "events")
+        assert {name.split("/")[0] for name in told} == {"gates", "loss", "marginal", "rate"}
+        assert all(list(steps) == [1, 2, 3] for steps in told.values())
+        assert sum(told[f"marginal/{name}"][3] for name in "abcd") == pytest.approx(1, abs=1e-5)
+        assert told["loss/train"][3] < told["loss/train"][1]
+        assert told["rate/router"][1] == pytest.approx(3e-3)
 
     def test_features_without_the_answer_give_soft_gates(self, tmp_path: Path) -> None:
         noise = write_cache(tmp_path, noise=30.0)

@@ -17,6 +17,7 @@ from executor_service.model.gated import GatedModel
 from executor_service.model.loading import load_expert
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
+from tests.support.events import read_scalars
 from tests.support.experts import plain_base
 from tests.support.tiny_run import TinyRun, records
 from training.conversations import Conversations
@@ -101,6 +102,10 @@ def test_it_learns_the_answers(tiny: TinyRun, own: Path, tmp_path: Path) -> None
     assert late.loss < early.loss - 0.5
     assert late.modules == 17
     assert steps == [(step, 10) for step in range(1, 11)]
+    told = read_scalars(tmp_path / "late" / "events")
+    assert set(told) == {"loss/answer", "loss/gradient_norm", "rate/expert"}
+    assert told["loss/answer"][10] == pytest.approx(late.loss, rel=1e-5)
+    assert list(told["loss/answer"]) == list(range(1, 11))
 
 
 @pytest.mark.parametrize("last", [1, 3])

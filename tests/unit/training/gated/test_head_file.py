@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from router_service.core import FeatureSpec
-from training.head_file import HeadShape, LayeredHead, SavedHead, load_head, new_head, save_head
-from training.stage1 import RouterHead
+from training.head_file import HeadShape, SavedHead, load_head, new_head, save_head
+from training.heads import LayeredHead, RouterHead
 
 SPEC = FeatureSpec(2, "mean", "tower", "mean", 6, 5, "b" * 64, "1")
 SHAPE = HeadShape(("a", "b", "c"), SPEC, width=8, dropout=0.25)

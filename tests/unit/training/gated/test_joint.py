@@ -14,12 +14,17 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from router_service.bundle import load_bundle
+from router_service.core import Features, HeadOutput
+from router_service.head import Head
+from tests.support.events import read_scalars
 from tests.support.tiny_run import EXPERTS, TinyRun, load_experts, write_features
-from training.head_file import LayeredHead, load_head, save_head
+from training.features import load_features
+from training.head_file import load_head, save_head
+from training.heads import LayeredHead, RouterHead
 from training.marginals import GatesCollapsed
 from training.run_config import RunConfig, read_run_config
 from training.setting import prepare
-from training.stage1 import RouterHead, train_stage1
+from training.stage1 import train_stage1
 from training.stage2 import train_stage2
 from training.stage3 import train_stage3
 
@@ -32,11 +37,14 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Everything that a run leaves, but its configuration and its state's container."""
+    """Everything that a run leaves, but its configuration, its state's container and its events,
+    which name the time.
+    """
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.name not in ("run.yaml", "state.pt")
+        if path.parent.name != "events"
     }
 
 
@@ -138,6 +146,30 @@ def test_a_pull_towards_the_start_keeps_the_gates_nearer(
         weights = {"kl": kl, "entropy": 0.5, "balance": 0}
         train_stage2(tiny.config(out / name, start=started, weights=weights, **EXACT))
     assert metrics(out / "held")[-1]["kl"] < metrics(out / "free")[-1]["kl"] / 2
+
+
+@pytest.mark.parametrize("train", [train_stage2, train_stage3])
+def test_tensorboard_is_told_every_step_once(
+    tiny: TinyRun, out: Path, started: Path, train: Train
+) -> None:
+    config = tiny.config(out, start=started, save_every=2, gates={"temperature_end": 0.5}, **EXACT)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=stopping_after(3))
+    train(config)
+    told = read_scalars(out / "events")
+    lines = metrics(out)
+    for name, key in (
+        ("loss/loss", "loss"),
+        ("loss/answer", "answer"),
+        ("loss/entropy", "entropy"),
+        ("gates/temperature", "temperature"),
+        ("gates/accuracy", "gate_accuracy"),
+    ):
+        expected = {line["step"]: pytest.approx(line[key], rel=1e-6) for line in lines}
+        assert told[name] == expected, name
+    assert told["marginal/clicker"][4] == pytest.approx(lines[-1]["marginals"][0], rel=1e-6)
+    assert told["rate/router"][1] == pytest.approx(1e-2)
+    assert ("rate/expert" in told) == (train is train_stage3)
 
 
 # --- collapse -----------------------------------------------------------------------------------
@@ -315,6 +347,30 @@ def test_with_features_a_bundle_is_left_that_states_the_run(
         assert torch.equal(part, again.head.state_dict()[name])
 
 
+def test_gates_per_layer_have_a_bundle_too(
+    tiny: TinyRun, out: Path, features: Path, started: Path
+) -> None:
+    config = tiny.config(out, features=features, start=started, steps=3, router={"per_layer": True})
+    outcome = train_stage2(config)
+    bundle = load_bundle(out / "router")
+    assert bundle.manifest.layers == 2
+    again = load_head(out / "router")
+    assert again.shape == outcome.head.shape
+    table = load_features(features)
+    with torch.inference_mode():
+        logits = outcome.head.head(table.text, table.vision)
+    head = Head(bundle.head, bundle.manifest)
+    for row in range(3):
+        text, vision = table.text[row].numpy(), table.vision[row].numpy()
+        (judged,) = head.judge([Features(text, vision, "", "", "", "")])
+        assert isinstance(judged, HeadOutput)
+        assert judged.layers == pytest.approx(logits[row].numpy(), abs=1e-5)
+        assert judged.logits == pytest.approx(logits[row].mean(dim=0).numpy(), abs=1e-5)
+    # A later run goes on from it.
+    more = tiny.config(out / "on", start=out / "router", steps=1, router={"per_layer": True})
+    assert prepare(more).head.shape.layers == 2
+
+
 def test_stage_2_starts_from_stage_1s_bundle(
     tiny: TinyRun, out: Path, features: Path, tmp_path: Path
 ) -> None:
@@ -386,9 +442,6 @@ def test_an_expert_from_the_environment(
 def test_features_of_another_head(tiny: TinyRun, out: Path, features: Path) -> None:
     config = tiny.config(out / "a", features=features, router={"text_layer": 1, "width": 16})
     with pytest.raises(ValueError, match="not what the router reads"):
-        train_stage2(config)
-    config = tiny.config(out / "b", features=features, router={"per_layer": True})
-    with pytest.raises(ValueError, match="gates per layer is not served"):
         train_stage2(config)
 
 

@@ -1,0 +1,71 @@
+"""What stage 1 learns from: rows with labels, and rows with an agent's hints in their place.
+
+Knows a feature table and its splits; does not know how a head is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional as F
+
+from training.agent_labels import hint_loss, noise_matrix
+from training.features import FeatureTable
+from training.heads import RouterHead
+
+
+class Lessons:
+    """The rows of a table to learn from, and the loss of some of them.
+
+    Args:
+        table: The features.
+        splits: Row indices of each split; `train` is learnt from.
+        reliability: How often an agent is taken to be right where nothing is counted.
+
+    Attributes:
+        rows: Indices.
+        weights: Of the experts, float32 [K].
+    """
+
+    def __init__(
+        self, table: FeatureTable, splits: Mapping[str, torch.Tensor], reliability: float
+    ) -> None:
+        experts, train = len(table.index.experts), splits["train"]
+        self.rows = torch.cat([train, agent_rows(table, splits)])
+        self.weights = class_weights(table.label[train], experts)
+        self._table = table
+        self._sure = table.confidence.nan_to_num(reliability)
+        self._noise: torch.Tensor | None = None
+        if len(self.rows) > len(train):
+            both = train[table.hinted[train] >= 0]
+            self._noise = noise_matrix(table.label[both], table.hinted[both], experts, reliability)
+
+    def loss(self, head: RouterHead, batch: torch.Tensor) -> torch.Tensor:
+        """Of some of the rows; labels and hints count by their numbers."""
+        table, labels = self._table, self._table.label[batch]
+        logits = head(table.text[batch], table.vision[batch])
+        if self._noise is None:
+            return F.cross_entropy(logits, labels, self.weights)
+        own, said = (labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()
+        total = logits.new_zeros(())
+        if len(own):
+            total = total + len(own) * F.cross_entropy(logits[own], labels[own], self.weights)
+        if len(said):
+            hinted, sure = table.hinted[batch[said]], self._sure[batch[said]]
+            total = total + len(said) * hint_loss(logits[said], hinted, sure, self._noise)
+        mean: torch.Tensor = total / len(batch)
+        return mean
+
+
+def agent_rows(table: FeatureTable, splits: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Rows that only an agent has labelled, of images that no other split measures on."""
+    measured = torch.cat([table.image[splits[name]] for name in ("validation", "held_out")])
+    free = ~torch.isin(table.image, measured)
+    return ((table.label < 0) & (table.hinted >= 0) & free).nonzero().flatten()
+
+
+def class_weights(labels: torch.Tensor, experts: int) -> torch.Tensor:
+    """Weights [K] under which every expert counts alike, however many rows it has."""
+    counts = torch.bincount(labels, minlength=experts).clamp(min=1)
+    return len(labels) / (experts * counts.float())
