@@ -6,8 +6,8 @@ Knows the client and the scoring; knows neither processes nor how anything is co
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from molora_client import (
@@ -20,13 +20,11 @@ from molora_client import (
     RoutingOptions,
 )
 from molora_client.inputs import Screen
+from training.evaluation.answers import AnswerBook, LayerGates, Said, question_of
 from training.evaluation.core import Answer, Case, CaseResult, Decision
-from training.scoring import matches, parse_calls
 
 BLANK = "."
 """A text that says nothing; an empty one is refused."""
-
-LayerGates = Mapping[int, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,14 @@ class Ways:
         expert_set: Digest of all that are loaded, which must not change meanwhile.
         max_new_tokens: Longest answer.
         seed: Of the expert that chance picks.
+        book: Answers that are known already.
     """
 
     experts: tuple[str, ...]
     expert_set: str
     max_new_tokens: int
     seed: int
+    book: AnswerBook = field(default_factory=AnswerBook)
 
 
 async def ask_case(client: AsyncMolora, case: Case, other: Case, ways: Ways) -> CaseResult:
@@ -108,17 +108,18 @@ class _Answers:
         self._prompt = prompt
         self._screen = screen
         self._ways = ways
-        self._given: dict[Hashable, Answer] = {}
 
     async def under(self, gates: Mapping[str, float], layers: LayerGates | None = None) -> Answer:
         """The answer under gates, for all layers or by layer; the base alone without any."""
-        layers = layers or {}
-        key = _active(gates), frozenset((at, _active(own)) for at, own in layers.items())
-        if key not in self._given:
-            self._given[key] = await self._ask(gates, layers)
-        return self._given[key]
+        case, ways, layers = self._case, self._ways, layers or {}
+        question = question_of(case, gates, layers, ways.expert_set, ways.max_new_tokens)
+        said = ways.book.find(question)
+        if said is None:
+            said = await self._ask(gates, layers)
+            ways.book.add(question, said)
+        return said.on(case)
 
-    async def _ask(self, gates: Mapping[str, float], layers: LayerGates) -> Answer:
+    async def _ask(self, gates: Mapping[str, float], layers: LayerGates) -> Said:
         case, ways = self._case, self._ways
         gating: _Gating = {
             "gates": gates or None,
@@ -130,11 +131,8 @@ class _Answers:
             self._prompt, self._screen, max_new_tokens=ways.max_new_tokens, **gating
         )
         scored = await self._client.score(self._prompt, self._screen, case.target, **gating)
-        calls = parse_calls(generation.text)
-        return Answer(
+        return Said(
             text=generation.text,
-            calls=calls,
-            right=matches(case.expected, calls, case.tolerance),
             cut=generation.finish_reason is FinishReason.LENGTH,
             loss=-sum(scored.log_probabilities) / len(scored.log_probabilities),
         )
@@ -172,7 +170,3 @@ def _decision(routed: Routed | None) -> Decision | None:
 def _by_chance(case: Case, ways: Ways) -> str:
     noise = random.Random(f"{ways.seed}/{case.id}")  # noqa: S311 - no secret
     return noise.choice(ways.experts)
-
-
-def _active(gates: Mapping[str, float]) -> Hashable:
-    return frozenset((name, gate) for name, gate in gates.items() if gate > 0)

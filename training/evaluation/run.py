@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from molora_client import AsyncMolora, RouterInfo, ServerInfo
+from training.evaluation.answers import AnswerBook
 from training.evaluation.asks import Ways, ask_case
 from training.evaluation.cases import check_known, with_other_screens
 from training.evaluation.core import Case, CaseResult
@@ -43,6 +44,7 @@ async def run_cases(
     seed: int = 0,
     concurrency: int | None = None,
     progress: Progress | None = None,
+    book: AnswerBook | None = None,
 ) -> Run:
     """Routes and answers every case in every way.
 
@@ -53,6 +55,7 @@ async def run_cases(
         seed: Of the experts that chance picks, and of the control's screens.
         concurrency: Cases at once; None for as many as the executor has slots.
         progress: Called with (cases done, cases in all).
+        book: Answers of earlier runs over the same experts; gets those of this one.
 
     Raises:
         ValueError: A case is of an expert that the router does not know.
@@ -61,7 +64,9 @@ async def run_cases(
     server, router = await client.server_info(), await client.router_info()
     experts = tuple(expert.name for expert in router.experts)
     check_known(cases, experts)
-    ways = Ways(experts, server.expert_set, max_new_tokens, seed)
+    # An empty book is false.
+    book = AnswerBook() if book is None else book
+    ways = Ways(experts, server.expert_set, max_new_tokens, seed, book)
     start = time.monotonic()
     results = await _all(
         client, cases, ways, max(1, concurrency or server.limits.slots), progress or _silent

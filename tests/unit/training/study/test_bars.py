@@ -1,0 +1,57 @@
+"""Bars are held against evaluations, and one that is missed says so."""
+
+import pytest
+
+from tests.support.study import stated
+from training.study.bars import bars, mean_rates
+
+
+def judged(first=None, second=None, unseen=None):
+    plain = [stated()] * 3
+    return {bar.name: bar for bar in bars(first or plain, second or plain, unseen or plain)}
+
+
+def test_all_are_met():
+    found = judged()
+    assert len(found) == 11
+    assert [bar.name for bar in found.values() if not bar.met] == []
+    assert found["own expert, mean over experts"].found == pytest.approx(0.95)
+    assert found["soft / own expert"].found == pytest.approx(93 / 95)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gate accuracy, held-out", {"gate": 98}),
+        ("gate accuracy falls with screens shuffled", {"shuffled": 100}),
+        ("gate accuracy falls with text blanked", {"blanked": 100}),
+        ("own expert, mean over experts", {"own": (0.7, 1.0)}),
+        ("top-1 / own expert", {"top1": 94}),
+        ("soft / own expert", {"soft": 92}),
+        ("uniform clearly below top-1 and soft", {"uniform": 86}),
+        ("wrong expert", {"wrong_expert": 31}),
+    ],
+)
+def test_each_can_be_missed(name, changes):
+    missed = [bar.name for bar in judged(first=[stated(**changes)] * 3).values() if not bar.met]
+    assert name in missed
+
+
+def test_stage_2_and_the_unseen_have_bars_of_their_own():
+    found = judged(second=[stated(top1=94, soft=92)] * 3, unseen=[stated(gate=94)] * 3)
+    assert [bar.name for bar in found.values() if not bar.met] == [
+        "gate accuracy, unseen themes and sizes",
+        "stage 2, top-1, not below stage 1",
+        "stage 2, soft, not below stage 1",
+    ]
+
+
+def test_means_are_over_seeds_and_intervals_over_cases():
+    rate = mean_rates([stated(gate=90), stated(gate=100)])["gate"]
+    assert (rate["mean"], rate["values"], rate["n"]) == (0.95, [0.9, 1.0], 100)
+    low, high = rate["wilson_95"]
+    assert 0.88 < low < 0.95 < high < 0.98
+
+
+def test_a_rate_without_cases_is_left_out():
+    assert "base" not in mean_rates([stated() | {"base_accuracy": None}])

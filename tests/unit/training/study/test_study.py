@@ -1,0 +1,140 @@
+"""The parts in their order, with trainers and services that only say that they were asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+
+from tests.support.study import stated
+from training.evaluation.runs import TrainingRun
+from training.study import __main__ as command
+from training.study import study as room
+from training.study.kept import Kept
+from training.study.measure import Bench
+from training.study.report import markdown
+from training.study.screens import Sets, Sizes
+from training.study.study import PARTS, Plan, Study
+
+RUN = TrainingRun(
+    name="run", seed=0, gates="soft", granularity="global", entropy_weight=0.0, kl_weight=0.0,
+    balance_weight=0.0, steps=2, loss=0.5, own_gate=0.5, least_marginal=0.5, held_out=None,
+    entropies=((1, 0.5),),
+)  # fmt: skip
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"base")
+    (tmp_path / "base" / "config.json").write_text('{"text_config": {"num_hidden_layers": 3}}')
+    for name in ("calendar", "desktop"):
+        folder = tmp_path / "experts" / name / "adapter"
+        folder.mkdir(parents=True)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / file).write_bytes(name.encode())
+    sizes = Sizes(images=4, unseen=1, lessons=1, cases=1)
+    return Plan(tmp_path / "base", tmp_path / "experts", tmp_path / "work", (0, 1), sizes, steps=2)
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What was asked for, in order."""
+    names: list[str] = []
+
+    def evaluate(self, name, bundle, records, cases, progress):
+        names.append(f"{name} ({bundle.relative_to(tmp_path)}, {records.parent.name}, {cases})")
+        part = stated() | {"cases": 2, "wilson_95": {"oracle_accuracy": [0.5, 1.0]}}
+        loss = {"top1": 0.1, "soft": 0.2}
+        more = {"loss": loss, "ece": 0.01, "masking": [], "pruning": [], "cases": 2}
+        return stated() | more | {"experts": {"calendar": part}}
+
+    def trained(self, *given):
+        return self.out / f"{given[0]}"
+
+    def ablated(self, name, *given):
+        out = self.out / name
+        (out / "router").mkdir(parents=True, exist_ok=True)
+        return out, "collapsed" if name == "from nothing" else None
+
+    @contextlib.contextmanager
+    def started(*flags):
+        names.append(f"executor {len(flags)}")
+        yield "127.0.0.1:1"
+
+    paths = Sets(*(tmp_path / name / "all.jsonl" for name in Sets.__annotations__))
+    monkeypatch.setattr(room, "draw_sets", lambda *_: paths)
+    monkeypatch.setattr(room, "executor_started", started)
+    monkeypatch.setattr(room, "extract", lambda *_: {"seconds_a_record": 0.5})
+    monkeypatch.setattr(
+        "training.study.choices.fit",
+        lambda *_: {key: {"mean": 1.0, "deviation": 0.0} for key in ("held_out", "unseen")},
+    )
+    monkeypatch.setattr(Bench, "evaluate", evaluate)
+    monkeypatch.setattr(room.Learner, "stage1", trained)
+    monkeypatch.setattr(room.Learner, "stage2", trained)
+    monkeypatch.setattr(
+        room.Learner, "stage3", lambda self, *_: (self.out / "third", self.out / "experts")
+    )
+    monkeypatch.setattr(room.Learner, "ablation", ablated)
+    monkeypatch.setattr(room, "read_run", lambda out: RUN)
+    return names
+
+
+@contextlib.contextmanager
+def hidden(title):
+    yield lambda done, total: None
+
+
+def test_all_the_parts(plan, asked):
+    found = Study(plan, Kept(plan.work / "steps", {}), hidden).run(PARTS)
+    evaluated = [name for name in asked if not name.startswith("executor")]
+    assert evaluated[0] == "stage 1 seed 0 held-out (work/heads/0, held_out, None)"
+    assert [name.split(" (")[0] for name in evaluated[:8]] == [
+        f"{stage} seed {seed} {cases}"
+        for stage in ("stage 1", "stage 2")
+        for cases in ("held-out", "unseen")
+        for seed in (0, 1)
+    ]
+    assert evaluated[8] == "ablation plain (work/heads/plain/router, held_out, 12)"
+    assert evaluated[-1] == "stage 3 seed 0 held-out (work/heads/third, held_out, None)"
+    assert asked.count("executor 4") == 2
+    assert [row["name"] for row in found["stages"]] == ["stage 1"] * 2 + ["stage 2"] * 2 + [
+        "stage 3"
+    ]
+    assert all(bar["met"] for bar in found["bars"])
+    ablations = {row["name"]: row for row in found["ablations"]}
+    assert ablations["from nothing"]["run"] is None
+    assert ablations["plain"]["run"]["entropies"] == ()
+    assert ablations["plain"]["rates"]["gate"] == 1.0
+    assert found["best"]["text layer"] == "2"
+    assert all(row["extraction"] == {"seconds_a_record": 0.5} for row in found["choices"])
+    assert "## Bars" in markdown(json.loads(json.dumps(found)) | {"command": "x"})
+
+
+def test_one_part_alone(plan, asked, monkeypatch):
+    trained = []
+    monkeypatch.setattr(room.Learner, "stage1", lambda *given: trained.append(given))
+    found = Study(plan, Kept(plan.work / "steps", {}), hidden).run(["choices"])
+    assert asked == []
+    assert found["choices"]
+    assert found["bars"] == found["stages"] == found["ablations"] == []
+    assert trained == []
+
+
+def test_the_command_writes_three_files(plan, asked, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "out" / "study.json"
+    paths = ["--model", plan.model, "--experts", plan.experts, "--work", plan.work, "--json", out]
+    flags = [*map(str, paths), "--seeds", "0", "--parts", "bars", "choices"]
+    monkeypatch.setattr("sys.argv", ["study", *flags])
+    command.main()
+    stated_there = json.loads(out.read_text())
+    assert stated_there["command"].startswith("python -m training.study --model")
+    assert stated_there["seeds"] == [0]
+    assert out.with_suffix(".md").read_text().count("\n## ") == 5
+    assert out.with_suffix(".svg").read_text().startswith("<svg")
+    assert "gate accuracy, held-out" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["study", *flags, "--steps", "9"])
+    with pytest.raises(SystemExit, match="holds a study with other steps"):
+        command.main()

@@ -1,0 +1,203 @@
+"""What the router's head should read, and how wide it should be: one factor at a time, measured.
+
+Knows an executor's feature flags and stage 1; knows no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.features import INDEX_FILE, FeatureTable, cache_features, load_features
+from training.heads import LayeredHead, RouterHead
+from training.services import executor_started
+from training.stage1 import Stage1Config, head_logits, train_stage1
+from training.study.kept import Kept
+from training.study.screens import Sets
+
+WIDTHS = (32, 64, 128, 256)
+DEFAULT_WIDTH = Stage1Config().width
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What features are read; the defaults are the executor's."""
+
+    layer: int = 2
+    pooling: str = "mean"
+    source: str = "tower"
+
+    @property
+    def name(self) -> str:
+        """For a folder."""
+        return f"layer-{self.layer}-{self.pooling}-{self.source}"
+
+    @property
+    def flags(self) -> list[str]:
+        """Of an executor that extracts them."""
+        return [
+            *("--feature-layer", str(self.layer)),
+            *("--text-pooling", self.pooling),
+            *("--vision-source", self.source),
+        ]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of one factor, all others at their defaults."""
+
+    factor: str
+    value: str
+    spec: Spec = Spec()
+    width: int = DEFAULT_WIDTH
+
+    @property
+    def default(self) -> bool:
+        """Whether it is the value in force."""
+        return self.spec == Spec() and self.width == DEFAULT_WIDTH
+
+
+def choices(layers: int) -> list[Choice]:
+    """All that are compared.
+
+    Args:
+        layers: Decoder layers of the model; behind the last one there is nothing left to save.
+    """
+    return [
+        *(Choice("text layer", str(at), Spec(layer=at)) for at in range(1, layers)),
+        *(Choice("text pooling", each, Spec(pooling=each)) for each in ("mean", "last", "first")),
+        *(
+            Choice("vision source", each, Spec(source=each))
+            for each in ("tower", "deepstack", "fused")
+        ),
+        *(Choice("width", str(width), width=width) for width in WIDTHS),
+    ]
+
+
+def extract(
+    spec: Spec, sets: Sets, executor_flags: Sequence[str], folder: Path, kept: Kept
+) -> dict[str, float]:
+    """Caches a spec's features of the learnt and of the unseen screens, with a real executor.
+
+    Returns:
+        Seconds in all, and of one record.
+    """
+
+    def run() -> dict[str, float]:
+        seconds, records = 0.0, 0
+        with executor_started(*executor_flags, *spec.flags) as address:
+            for name, file in (("learnt", sets.learnt), ("unseen", sets.unseen)):
+                out = folder / spec.name / name
+                start = time.monotonic()
+                if not (out / INDEX_FILE).exists():
+                    cache_features(file, file.parent, address, out, progress=False)
+                seconds += time.monotonic() - start
+                records += len(load_features(out))
+        return {"seconds": seconds, "records": records, "seconds_a_record": seconds / records}
+
+    found: dict[str, float] = kept.step(f"features {spec.name}", run)
+    return found
+
+
+def compare(
+    compared: Sequence[Choice],
+    seeds: Sequence[int],
+    folder: Path,
+    kept: Kept,
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Trains a head for every choice and seed on features that are cached.
+
+    Args:
+        compared: Their specs were extracted.
+        seeds: Of splits, weights and batches.
+        folder: That of `extract`.
+        kept: Gets a step for each spec and width.
+        advance: Called with how many choices are done.
+
+    Returns:
+        A row a choice: accuracies on held-out screens and on unseen ones, over the seeds.
+    """
+    rows = []
+    for choice in compared:
+        spec, width = choice.spec, choice.width
+        fitted = kept.step(
+            f"head {spec.name} {width}",
+            lambda spec=spec, width=width: fit(folder / spec.name, width, seeds),  # type: ignore[misc]
+        )
+        rows.append(
+            {"factor": choice.factor, "value": choice.value, "default": choice.default}
+            | {"spec": asdict(spec), "width": width}
+            | fitted
+        )
+        advance(len(rows))
+    return rows
+
+
+def fit(features: Path, width: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """Accuracies of a head on its held-out screens and on unseen ones, by seed.
+
+    Args:
+        features: Folder with the caches `learnt` and `unseen`.
+        width: Of the head.
+        seeds: One head each.
+    """
+    unseen = load_features(features / "unseen")
+    own, new, start = [], [], time.monotonic()
+    cases = 0
+    for seed in seeds:
+        config = Stage1Config(seed=seed, width=width)
+        result = train_stage1(features / "learnt", config=config, progress=False)
+        own.append(result.accuracy["held_out"])
+        new.append(accuracy(result.head, unseen))
+        cases = result.cases["held_out"]
+    return {
+        "held_out": spread(own) | {"cases": cases},
+        "unseen": spread(new) | {"cases": len(unseen)},
+        "fit_seconds": (time.monotonic() - start) / len(seeds),
+    }
+
+
+def accuracy(head: RouterHead | LayeredHead, table: FeatureTable) -> float:
+    """Share of a cache's rows whose own expert has the largest logit."""
+    found = head_logits(head, table, torch.arange(len(table))).argmax(dim=1)
+    return float((found == table.label).double().mean())
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds, and the values."""
+    return {
+        "mean": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "values": list(values),
+    }
+
+
+def best(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The value of each factor with the highest unseen plus held-out mean; ties keep the default.
+
+    Both count alike: a head that knows its own screens only is no better than one that does not
+    know them well.
+    """
+    factors = dict.fromkeys(row["factor"] for row in rows)
+    return {
+        factor: max((row for row in rows if row["factor"] == factor), key=_merit)["value"]
+        for factor in factors
+    }
+
+
+def layers_of(model: Path) -> int:
+    """Decoder layers of a checkpoint."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return int(config["text_config"]["num_hidden_layers"])
+
+
+def _merit(row: dict[str, Any]) -> tuple[float, bool]:
+    return round(row["held_out"]["mean"] + row["unseen"]["mean"], 6), row["default"]

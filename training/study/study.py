@@ -1,0 +1,212 @@
+"""The parts of a study in their order, and its JSON.
+
+Knows who trains and who measures; does not know how either is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from training.evaluation.answers import AnswerBook
+from training.evaluation.runs import read_run
+from training.outcome import BUNDLE_FOLDER
+from training.services import executor_started
+from training.study.bars import RATES, bars, mean_rates
+from training.study.choices import Spec, best, choices, compare, extract, layers_of
+from training.study.kept import Kept
+from training.study.learn import ABLATIONS, Learner
+from training.study.measure import Bench
+from training.study.screens import Sizes, draw_sets, experts_in
+
+Progress = Callable[[int, int], None]
+Shown = Callable[[str], AbstractContextManager[Progress]]
+
+PARTS = ("bars", "choices", "ablations", "stage3")
+# Of each expert: an ablation is compared with its neighbours, not with a bar.
+_ABLATION_CASES = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is studied, and how much of it.
+
+    Attributes:
+        model: The base.
+        experts: Folder with one expert per folder.
+        work: Folder of everything that is made on the way.
+        seeds: Of heads and runs.
+        sizes: How many screens.
+        steps: Of stages 2 and 3.
+        batch_rows: Records of a step.
+    """
+
+    model: Path
+    experts: Path
+    work: Path
+    seeds: tuple[int, ...]
+    sizes: Sizes
+    steps: int
+    batch_rows: int = 8
+
+    @property
+    def flags(self) -> list[str]:
+        """Of an executor that serves it."""
+        return ["--model", str(self.model), "--experts-root", str(self.experts)]
+
+
+class Study:
+    """A study; what an earlier process finished is not done again.
+
+    Args:
+        plan: What is studied.
+        kept: The finished steps.
+        shown: Shows progress under a title.
+
+    Raises:
+        ValueError: There is no expert, or one whose screens cannot be drawn.
+    """
+
+    def __init__(self, plan: Plan, kept: Kept, shown: Shown) -> None:
+        self.names = experts_in(plan.experts)
+        self._plan = plan
+        self._kept = kept
+        self._shown = shown
+        self._book = AnswerBook(plan.work / "answers.jsonl")
+        self._features = plan.work / "features"
+        with shown("screens") as progress:
+            self._sets = draw_sets(plan.work / "screens", self.names, plan.sizes, progress)
+        self._learner = Learner(
+            plan.model, plan.experts, self._sets, self._features, plan.work / "heads",
+            plan.steps, plan.batch_rows,
+        )  # fmt: skip
+
+    def run(self, parts: Sequence[str]) -> dict[str, Any]:
+        """The study's JSON.
+
+        Args:
+            parts: Of `PARTS`.
+        """
+        plan = self._plan
+        self._extract(Spec())
+        second = self._heads() if set(parts) - {"choices"} else []
+        found: dict[str, Any] = {
+            "experts": list(self.names),
+            "seeds": list(plan.seeds),
+            "sizes": asdict(plan.sizes),
+            "steps": plan.steps,
+            "choices": [], "best": {}, "bars": [], "stages": [], "per_expert": {},
+            "masking": [], "pruning": [], "ablations": [],
+        }  # fmt: skip
+        if {"bars", "ablations"} & set(parts):
+            with executor_started(*plan.flags) as executor:
+                bench = Bench(executor, self._book, self._kept)
+                if "bars" in parts:
+                    found |= self._bars(bench, second)
+                if "ablations" in parts:
+                    found["ablations"] = self._ablations(bench)
+        if "choices" in parts:
+            found |= self._choices()
+        if "stage3" in parts:
+            found["stages"].append(self._stage3(second[0]))
+        return found | {"seconds": self._kept.seconds()}
+
+    def _extract(self, spec: Spec) -> dict[str, float]:
+        with self._shown(f"features, {spec.name}"):
+            return extract(spec, self._sets, self._plan.flags, self._features, self._kept)
+
+    def _heads(self) -> list[Path]:
+        """Stage 1 for every seed, and stage 2 from it; the bundles of stage 2."""
+        bundles = []
+        for seed in self._plan.seeds:
+            with self._shown(f"stage 1, seed {seed}"):
+                start = self._learner.stage1(seed, self._kept)
+            with self._shown(f"stage 2, seed {seed}") as progress:
+                bundles.append(self._learner.stage2(seed, start, self._kept, progress))
+        return bundles
+
+    def _bars(self, bench: Bench, second: Sequence[Path]) -> dict[str, Any]:
+        first = [self._learner.stage1(seed, self._kept) for seed in self._plan.seeds]
+        cases = {"held-out": self._sets.held_out, "unseen": self._sets.unseen_cases}
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for stage, bundles in (("stage 1", first), ("stage 2", second)):
+            for name, records in cases.items():
+                found[stage, name] = [
+                    self._evaluate(bench, f"{stage} seed {seed} {name}", bundle, records)
+                    for seed, bundle in zip(self._plan.seeds, bundles, strict=True)
+                ]
+        own = found["stage 1", "held-out"]
+        judged = bars(own, found["stage 2", "held-out"], found["stage 1", "unseen"])
+        return {
+            "bars": [asdict(bar) for bar in judged],
+            "stages": [_stage(stage, name, each) for (stage, name), each in found.items()],
+            "per_expert": own[0]["experts"],
+            "masking": own[0]["masking"],
+            "pruning": own[0]["pruning"],
+        }
+
+    def _choices(self) -> dict[str, Any]:
+        compared = choices(layers_of(self._plan.model))
+        specs = dict.fromkeys(choice.spec for choice in compared)
+        extraction = {spec: self._extract(spec) for spec in specs}
+        with self._shown("choices") as progress:
+            rows = compare(
+                compared, self._plan.seeds, self._features, self._kept,
+                lambda done: progress(done, len(compared)),
+            )  # fmt: skip
+        for choice, row in zip(compared, rows, strict=True):
+            row["extraction"] = extraction[choice.spec]
+        return {"choices": rows, "best": best(rows)}
+
+    def _ablations(self, bench: Bench) -> list[dict[str, Any]]:
+        """Runs of the first seed."""
+        seed, rows = self._plan.seeds[0], []
+        start = self._learner.stage1(seed, self._kept)
+        for name in ABLATIONS:
+            with self._shown(f"stage 2, {name}") as progress:
+                out, collapsed = self._learner.ablation(name, seed, start, self._kept, progress)
+            run, rates = None if collapsed else read_run(out), {}
+            if (out / BUNDLE_FOLDER).is_dir():
+                cases = _ABLATION_CASES * len(self.names)
+                stated = self._evaluate(
+                    bench, f"ablation {name}", out / BUNDLE_FOLDER, self._sets.held_out, cases
+                )
+                rates = {rate: stated[f"{rate}_accuracy"] for rate in RATES}
+            # The curve is in the run's own folder.
+            shown = asdict(replace(run, entropies=())) if run else None
+            rows.append({"name": name, "collapsed": collapsed, "run": shown, "rates": rates})
+        return rows
+
+    def _stage3(self, start: Path) -> dict[str, Any]:
+        """Of the first seed; its experts are others, so they get an executor of their own."""
+        plan, seed = self._plan, self._plan.seeds[0]
+        with self._shown(f"stage 3, seed {seed}") as progress:
+            bundle, experts = self._learner.stage3(seed, start, self._kept, progress)
+        with executor_started("--model", str(plan.model), "--experts-root", str(experts)) as served:
+            bench = Bench(served, self._book, self._kept)
+            name = f"stage 3 seed {seed} held-out"
+            stated = self._evaluate(bench, name, bundle, self._sets.held_out)
+        return _stage("stage 3", "held-out", [stated])
+
+    def _evaluate(
+        self, bench: Bench, name: str, bundle: Path, records: Path, cases: int | None = None
+    ) -> dict[str, Any]:
+        with self._shown(f"cases, {name}") as progress:
+            return bench.evaluate(name, bundle, records, cases, progress)
+
+
+def _stage(stage: str, name: str, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    errors = [each["ece"] for each in evaluations if each["ece"] is not None]
+    return {
+        "name": stage,
+        "set": name,
+        "cases": evaluations[0]["cases"],
+        "rates": mean_rates(evaluations),
+        "loss_top1": fmean(each["loss"]["top1"] for each in evaluations),
+        "loss_soft": fmean(each["loss"]["soft"] for each in evaluations),
+        "ece": fmean(errors) if errors else None,
+    }
