@@ -4,7 +4,8 @@ Knows records, the executor's contract and the cache's files; knows no head. A c
 `features.json` and `shard-NNNNN.safetensors` with, for n rows:
 
     text [n, text_dim] float32, vision [n, vision_dim] float32,
-    label [n] int64 (index into the cache's experts; -1 where only an agent said whose it is),
+    label [n] int64 (index into the cache's experts; -1 where nobody knows the screen,
+    or only an agent said whose it is),
     image [n] int64 (first eight bytes of the file's sha256: what splits must not cut),
     source [n] int64 (index into the cache's sources)
     hinted [n] int64 (index of the expert that an agent named, -1 where none did)
@@ -90,6 +91,7 @@ def cache_features(
     executor_address: str,
     out: Path,
     *,
+    unknown: bool = False,
     progress: bool = True,
 ) -> FeatureIndex:
     """Extract the features of every record and write them to a directory.
@@ -99,6 +101,7 @@ def cache_features(
         images_root: Folder that the records' image paths are relative to.
         executor_address: host:port of an executor that has every named expert loaded.
         out: Directory of the cache; made if it is missing.
+        unknown: The records show what no loaded expert knows: whatever they name, none has a label.
         progress: Show a progress bar.
 
     Returns:
@@ -123,7 +126,7 @@ def cache_features(
         index = FeatureIndex(
             feature_spec=_feature_spec(info),
             expert_set=info.expert_set,
-            experts=_named_experts(client, records),
+            experts=() if unknown else _named_experts(client, records),
             dataset_digest=_sha256(records_path.read_bytes()),
             sources=tuple(sorted({_source(record, records_path) for record in records})),
             refused_rows=len(read.refused),
@@ -198,7 +201,7 @@ def _extract(
         yield _Row(
             text=features.text,
             vision=features.vision,
-            label=index.names.index(record.adapter) if record.adapter else -1,
+            label=index.names.index(record.adapter) if index.names and record.adapter else -1,
             image=image,
             source=index.sources.index(_source(record, records_path)),
             hinted=hinted,

@@ -152,3 +152,15 @@ async def test_an_executor_that_changes_in_between(tmp_path: Path) -> None:
             await cache(records, address, tmp_path / "features")
     with pytest.raises(ValueError, match="no whole feature cache"):
         load_features(tmp_path / "features")
+
+
+async def test_what_no_expert_knows_has_no_label(tmp_path: Path) -> None:
+    records, out = write_records(tmp_path, ["desktop", None]), tmp_path / "unknown"
+    async with serving(StubExecutor()) as address:
+        await asyncio.to_thread(
+            cache_features, records, tmp_path, address, out, unknown=True, progress=False
+        )
+    table = load_features(out)
+    assert table.index.experts == ()
+    assert table.label.tolist() == [-1] * 4
+    assert len(set(table.image.tolist())) == 2
