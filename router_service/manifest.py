@@ -125,7 +125,8 @@ class Fit:
         dataset_digest: sha256 of the records.
         cases: Held-out cases, one an image.
         max_risk: The largest share of wrong decisions that a threshold may let through.
-        confidence: Of the bound on that share.
+        max_refused: The largest share of known screens that may be abstained from.
+        confidence: Of the bound on `max_risk`.
         seed: Of the choice of cases, and of a simulated agent.
     """
 
@@ -134,6 +135,7 @@ class Fit:
     dataset_digest: str
     cases: int
     max_risk: float
+    max_refused: float
     confidence: float
     seed: int
 

@@ -35,6 +35,7 @@ class Cases:
         source: Where they come from, for the operator.
         logits: [n, K] float32, the head's.
         distance: [n] float64, the head's; None if it measures none.
+        vision: [n, vision_dim] float32, what the distance is measured on.
         labels: [n], indices of the bundle's experts.
         hints: What an agent said about them.
     """
@@ -43,6 +44,7 @@ class Cases:
     source: str
     logits: npt.NDArray[np.float32]
     distance: Floats | None
+    vision: npt.NDArray[np.float32]
     labels: Labels
     hints: Hints
 
@@ -54,6 +56,7 @@ class Cases:
             self,
             logits=self.logits[rows],
             distance=None if self.distance is None else self.distance[rows],
+            vision=self.vision[rows],
             labels=self.labels[rows],
             hints=self.hints[rows],
         )
@@ -80,11 +83,7 @@ def read_cases(bundle: Bundle, table: FeatureTable, seed: int) -> Cases:
         ValueError: The features are of another spec or of experts that the bundle does not know.
     """
     manifest = bundle.manifest
-    if table.index.feature_spec.digest != manifest.feature_spec_digest:
-        raise ValueError(
-            "the features are not what the bundle's head reads; extract them from the executor "
-            "that it was trained with"
-        )
+    _check_spec(manifest, table)
     known = {(expert.name, expert.digest): n for n, expert in enumerate(manifest.experts)}
     try:
         index = [known[expert.name, expert.digest] for expert in table.index.experts]
@@ -94,6 +93,8 @@ def read_cases(bundle: Bundle, table: FeatureTable, seed: int) -> Cases:
             "train and export a router for it"
         ) from None
     rows, source = _held_out(manifest, table)
+    # What an agent alone has labelled cannot be judged by.
+    rows = rows[table.label.numpy()[rows] >= 0]
     noise = np.random.default_rng(seed)
     noise.shuffle(rows)
     _, first = np.unique(table.image.numpy()[rows], return_index=True)
@@ -107,9 +108,37 @@ def read_cases(bundle: Bundle, table: FeatureTable, seed: int) -> Cases:
         source=source,
         logits=np.stack([output.logits for output in outputs]),
         distance=_distances(outputs),
+        vision=table.vision.numpy()[rows],
         labels=renumbered[table.label.numpy()[rows]],
         hints=Hints(renumbered[hinted], table.confidence.numpy()[rows].astype(np.float64)),
     )
+
+
+def read_unknown(bundle: Bundle, table: FeatureTable) -> dict[str, Floats]:
+    """How far the bundle's head finds pictures that no expert knows, by their source.
+
+    Returns:
+        Source to its distances, one a record; nothing where the head measures none.
+
+    Raises:
+        ValueError: The features are of another spec.
+    """
+    _check_spec(bundle.manifest, table)
+    head, source = Head(bundle.head, bundle.manifest), table.source.numpy()
+    found = {}
+    for number, name in enumerate(table.index.sources):
+        distances = _distances(_judged(head, table, np.flatnonzero(source == number)))
+        if distances is not None:
+            found[name] = distances
+    return found
+
+
+def _check_spec(manifest: Manifest, table: FeatureTable) -> None:
+    if table.index.feature_spec.digest != manifest.feature_spec_digest:
+        raise ValueError(
+            "the features are not what the bundle's head reads; extract them from the executor "
+            "that it was trained with"
+        )
 
 
 def _held_out(manifest: Manifest, table: FeatureTable) -> tuple[npt.NDArray[np.int64], str]:

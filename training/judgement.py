@@ -37,6 +37,7 @@ def fit_bundle(
     features_dir: Path,
     *,
     max_risk: float,
+    max_refused: float,
     reliability: float | None = None,
     seed: int = 0,
 ) -> Bundle:
@@ -46,8 +47,8 @@ def fit_bundle(
         directory: The bundle.
         features_dir: Features of labelled cases that the head has not learnt from: those it was
             trained on, of which the held-out split is used, or those of other images.
-        max_risk: The largest share of wrong decisions that a threshold may let through, and of
-            known screens that may be abstained from.
+        max_risk: The largest share of wrong decisions that a threshold may let through.
+        max_refused: The largest share of known screens that may be abstained from.
         reliability: Where no record carries an agent's hint: simulate one that is right this
             often. None: nothing is known of the agent, and its hints get no weight.
         seed: Of the choice of cases, and of the simulated agent.
@@ -61,7 +62,12 @@ def fit_bundle(
     """
     bundle, cases = read_bundle_cases(directory, features_dir, seed)
     fitted = fit_manifest(
-        bundle.manifest, cases, max_risk=max_risk, reliability=reliability, seed=seed
+        bundle.manifest,
+        cases,
+        max_risk=max_risk,
+        max_refused=max_refused,
+        reliability=reliability,
+        seed=seed,
     )
     write_manifest(fitted, directory)
     return load_bundle(directory)
@@ -74,26 +80,36 @@ def read_bundle_cases(directory: Path, features_dir: Path, seed: int) -> tuple[B
 
 
 def fit_manifest(
-    manifest: Manifest, cases: Cases, *, max_risk: float, reliability: float | None, seed: int
+    manifest: Manifest,
+    cases: Cases,
+    *,
+    max_risk: float,
+    max_refused: float,
+    reliability: float | None,
+    seed: int,
 ) -> Manifest:
     """The manifest with everything fitted; arguments as for `fit_bundle`.
 
     Raises:
-        ValueError: There are too few cases to divide, or `max_risk` is no risk.
+        ValueError: There are too few cases to divide, or a share is none.
     """
-    if not 0 < max_risk < 1:
-        raise ValueError(f"a risk of {max_risk} cannot be bounded: give one in (0, 1), e.g. 0.01")
+    for what, share in (("risk", max_risk), ("share of refused screens", max_refused)):
+        if not 0 < share < 1:
+            raise ValueError(f"a {what} of {share} cannot be bounded: give one in (0, 1)")
     cases, origin = with_hints(cases, reliability, seed)
     tuning, proof = cases.divided()
     if not (len(tuning) and len(proof)):
         raise ValueError(f"{len(cases)} held-out images are too few to fit anything to")
     agent = fit_agent(tuning, manifest.temperature.value, origin)
+    if agent is not None and agent.source == "simulated":
+        made_up = f"no record carries a hint: simulated, right {reliability:.0%} of the time"
+        agent = dataclasses.replace(agent, why=f"{agent.why}; {made_up}")
     return dataclasses.replace(
         manifest,
         agent=agent,
         thresholds=fit_thresholds(proof, manifest.temperature.value, agent, max_risk),
-        abstention=_fit_abstention(proof, max_risk),
-        fit=Fit(cases.dataset_digest, len(cases), max_risk, CONFIDENCE, seed),
+        abstention=_fit_abstention(cases, max_refused),
+        fit=Fit(cases.dataset_digest, len(cases), max_risk, max_refused, CONFIDENCE, seed),
     )
 
 

@@ -9,24 +9,29 @@ import collections
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
 from router_service.bundle import Bundle
 from router_service.core import HeadOutput, Hint, Options, Reason
-from router_service.manifest import AbstentionRule, AgentModel, Manifest, Thresholds
+from router_service.manifest import AbstentionRule, AgentModel, Fit, Manifest, Thresholds
 from router_service.policy import Policy, PolicyConfig
 from router_service.weights import entropy
-from training.agents import Hints, simulate
+from training.agents import Floats, Hints, simulate
 from training.calibration import Bin, expected_calibration_error, log_loss, reliability_bins
 from training.charts import Axis, Line, chart
 from training.held_out import Cases
 from training.judgement import fit_agent, fit_thresholds
 from training.pages import render
+from training.refusals import Refusals, refusal_chart, refusals
 from training.scoring import Rate
+from training.stated import plain
 from training.thresholds import OperatingPoint, RiskPoint, risk_coverage, safe_threshold
 
 RELIABILITIES = (0.6, 0.8, 0.95)
@@ -79,10 +84,11 @@ class Judgement:
         entropy: Mean, in nats.
         curve: Risk of the router alone, by coverage.
         point: Where the router alone has a risk of at most `max_risk`; None: nowhere.
-        abstained: Known screens that the bundle abstains from; None: it cannot.
+        refusals: Screens that the bundle abstains from; None: it abstains from none.
         thresholds: The bundle's.
         agent: The bundle's.
         abstention: The bundle's.
+        fit: What these were fitted to; None: they are typed.
         agents: Simulated ones.
     """
 
@@ -100,14 +106,31 @@ class Judgement:
     entropy: float
     curve: tuple[RiskPoint, ...]
     point: OperatingPoint | None
-    abstained: Rate | None
+    refusals: Refusals | None
     thresholds: Thresholds
     agent: AgentModel | None
     abstention: AbstentionRule | None
+    fit: Fit | None
     agents: tuple[Together, ...]
 
+    @property
+    def is_of_the_fit(self) -> bool:
+        """Whether it was measured on the records that the bundle's thresholds are fitted to."""
+        return self.fit is not None and self.fit.dataset_digest == self.dataset_digest
 
-def judge(bundle: Bundle, cases: Cases, max_risk: float, seed: int = 0) -> Judgement:
+    def to_json(self) -> dict[str, Any]:
+        """The content of `judgement.json`."""
+        agents = [{**plain(each), "loss": each.loss} for each in self.agents]
+        return {**plain(self), "is_of_the_fit": self.is_of_the_fit, "agents": agents}
+
+
+def judge(
+    bundle: Bundle,
+    cases: Cases,
+    max_risk: float,
+    seed: int = 0,
+    unknown: Mapping[str, Floats] = MappingProxyType({}),
+) -> Judgement:
     """Measure a bundle on held-out cases.
 
     Args:
@@ -115,6 +138,7 @@ def judge(bundle: Bundle, cases: Cases, max_risk: float, seed: int = 0) -> Judge
         cases: From `read_cases`. The part that agents are fitted to is not measured on.
         max_risk: For the operating points.
         seed: Of the simulated agents.
+        unknown: From `read_unknown`.
     """
     manifest, (_, proof) = bundle.manifest, cases.divided()
     temperature = manifest.temperature.value
@@ -140,10 +164,11 @@ def judge(bundle: Bundle, cases: Cases, max_risk: float, seed: int = 0) -> Judge
         entropy=float(np.mean([entropy(row) for row in posterior])),
         curve=risk_coverage(posterior.max(axis=1), wrong),
         point=safe_threshold(posterior.max(axis=1), wrong, max_risk),
-        abstained=_abstained(manifest, proof),
+        refusals=refusals(bundle, cases, unknown),
         thresholds=manifest.thresholds,
         agent=manifest.agent,
         abstention=manifest.abstention,
+        fit=manifest.fit,
         agents=_agents(manifest, cases, max_risk, seed),
     )
 
@@ -155,24 +180,18 @@ def write_judgement(judgement: Judgement, folder: Path) -> Path:
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stated = json.dumps(dataclasses.asdict(judgement), indent=2)
+    stated = json.dumps(judgement.to_json(), indent=2)
     (folder / "judgement.json").write_text(f"{stated}\n", encoding="utf-8")
     page = render(
         TEMPLATE,
         judgement=judgement,
         curve=_curve_chart(judgement),
         calibration=_calibration_chart(judgement),
+        refused=refusal_chart(judgement.refusals) if judgement.refusals else None,
     )
     path = folder / "judgement.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _abstained(manifest: Manifest, cases: Cases) -> Rate | None:
-    rule = manifest.abstention
-    if rule is None or rule.threshold is None or cases.distance is None:
-        return None
-    return Rate(int((cases.distance > rule.threshold).sum()), len(cases))
 
 
 def _agents(manifest: Manifest, cases: Cases, max_risk: float, seed: int) -> tuple[Together, ...]:
@@ -243,7 +262,7 @@ def _curve_chart(judgement: Judgement) -> str:
         Line("risk", "found", [(point.coverage, point.risk) for point in points]),
         Line("wanted", "wanted", [(0.0, judgement.max_risk), (1.0, judgement.max_risk)]),
     ]
-    return chart(lines, Axis("coverage", 0.0, 1.0), Axis("risk", 0.0, highest))
+    return chart(lines, Axis("coverage", 0.0, 1.0), Axis("risk", 0.0, highest), falling=True)
 
 
 def _calibration_chart(judgement: Judgement) -> str:

@@ -5,7 +5,9 @@ Knows vision features and labels; knows neither logits nor where a threshold sho
 
 from __future__ import annotations
 
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from training.features import FeatureTable
@@ -40,6 +42,11 @@ class KnownScreens(nn.Module):
         scores = (vision[:, None] - self.mean) / self.spread  # [n, K, vision_dim]
         return scores.square().mean(dim=2).sqrt().amin(dim=1)
 
+    def without(self, expert: int) -> KnownScreens:
+        """What would be known if there had never been this expert; there is another one."""
+        others = torch.arange(len(self.mean)) != expert
+        return KnownScreens(self.mean[others], self.spread[others])
+
 
 def known_screens(table: FeatureTable, rows: torch.Tensor) -> KnownScreens:
     """What the screens of some rows look like, expert by expert.
@@ -54,3 +61,14 @@ def known_screens(table: FeatureTable, rows: torch.Tensor) -> KnownScreens:
     spreads = [screens.std(dim=0, correction=0).maximum(least) for screens in own]
     mean = torch.stack([screens.mean(dim=0) for screens in own])
     return KnownScreens(mean.float(), torch.stack(spreads).float())
+
+
+def read_known_screens(head: bytes) -> KnownScreens | None:
+    """What the ONNX file of a bundle remembers; None if it was not written here."""
+    graph = onnx.load_model_from_string(head).graph
+    kept = {each.name: each for each in graph.initializer}
+    try:
+        mean, spread = (numpy_helper.to_array(kept[f"known.{name}"]) for name in ("mean", "spread"))
+    except KeyError:
+        return None
+    return KnownScreens(torch.from_numpy(mean.copy()), torch.from_numpy(spread.copy()))

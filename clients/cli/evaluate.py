@@ -50,6 +50,14 @@ def evaluate(
             "bundle's judgement on it; without RECORDS, that alone."
         ),
     ] = None,
+    draw: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="First fill --features, a new folder: so many new screens of the bundle's "
+            "experts, and pictures that none of them knows.",
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Folder of the router bundle; unset: the miniature's.")
     ] = None,
@@ -59,6 +67,9 @@ def evaluate(
     max_risk: Annotated[
         float, typer.Option(help="Share of wrong decisions that a threshold may let through.")
     ] = 0.01,
+    max_refused: Annotated[
+        float, typer.Option(help="Share of known screens that may be abstained from.")
+    ] = 0.005,
     simulated_agent: Annotated[
         float | None,
         typer.Option(help="Where records carry no agent's hints: one that is right this often."),
@@ -78,8 +89,8 @@ def evaluate(
 
     Asks a running router and executor, or starts the miniature's.
     """
-    if fit_thresholds and features is None:
-        raise typer.BadParameter("--fit-thresholds needs --features")
+    if features is None and (fit_thresholds or draw):
+        raise typer.BadParameter("--fit-thresholds and --draw need --features")
     if bundle is not None and router is not None and features is None:
         raise typer.BadParameter("the router that --router names has a bundle of its own")
     live = records is not None or features is None
@@ -91,16 +102,18 @@ def evaluate(
         evaluation.make_folders(json_file, report)
     judgement, page = None, None
     if features is not None:
+        if draw:
+            evaluation.draw(asked, features, draw, as_json=json_file == STDOUT)
         judgement, page = _judge(
             features, bundle, report, fit=fit_thresholds, max_risk=max_risk,
-            reliability=simulated_agent, seed=seed,
+            max_refused=max_refused, reliability=simulated_agent, seed=seed,
         )  # fmt: skip
     found = evaluation.evaluate_live(asked, as_json=json_file == STDOUT) if live else None
     if found and report:
         page = evaluation.write_page(found, report, judgement)
     if json_file is not None:
         stated: dict[str, Any] = found.to_json() if found else {}
-        stated |= {"judgement": judgement, "report": page}
+        stated |= {"judgement": judgement.to_json() if judgement else None, "report": page}
         evaluation.write_json(json_file, connection.plain(stated))
     if json_file == STDOUT:
         return
@@ -119,6 +132,7 @@ def _judge(
     *,
     fit: bool,
     max_risk: float,
+    max_refused: float,
     reliability: float | None,
     seed: int,
 ) -> tuple[Judgement, Path | None]:
@@ -126,17 +140,24 @@ def _judge(
     with refused_input():
         from router_service.errors import BundleError
         from router_service.settings import EMBEDDED_BUNDLE
+        from training.held_out import read_unknown
+        from training.judged_screens import load_unknown
         from training.judgement import fit_bundle, read_bundle_cases
         from training.judgement_report import judge, write_judgement
 
         folder = bundle or EMBEDDED_BUNDLE
         try:
             if fit:
-                fit_bundle(folder, features, max_risk=max_risk, reliability=reliability, seed=seed)
+                fit_bundle(
+                    folder, features, max_risk=max_risk, max_refused=max_refused,
+                    reliability=reliability, seed=seed,
+                )  # fmt: skip
             measured, cases = read_bundle_cases(folder, features, seed)
         except BundleError as error:
             raise ValueError(str(error)) from None
-        judgement = judge(measured, cases, max_risk, seed)
+        strangers = load_unknown(features)
+        unknown = read_unknown(measured, strangers) if strangers else {}
+        judgement = judge(measured, cases, max_risk, seed, unknown)
         page = write_judgement(judgement, report) if report else None
     return judgement, page
 
@@ -157,10 +178,10 @@ def _show(judgement: Judgement) -> None:
     output.table(None, ("threshold", "value", "source", "why"), rows)
     agents = [
         [f"{each.reliability:.0%}", "yes" if each.confident else "no", each.agent.value,
-         each.router.value, each.together.value, each.model.weight]
+         each.router.value, each.together.value, each.loss, each.model.weight]
         for each in judgement.agents
     ]  # fmt: skip
-    columns = ("agent is right", "says how sure", "agent", "router", "together", "weight")
+    columns = ("agent is right", "says how sure", "agent", "router", "together", "lost", "weight")
     output.table(f"{judgement.cases} held-out images", columns, agents)
     point, (before, after) = judgement.point, judgement.ece
     covered = f"{point.cases / point.of:.3f}" if point else "none"
@@ -171,3 +192,11 @@ def _show(judgement: Judgement) -> None:
         f"coverage at risk {judgement.max_risk:g}: {covered}",
         markup=False,
     )
+    if found := judgement.refusals:
+        groups = {"known": [found.known], "unknown": [*found.unknown.values()],
+                  "of an expert left out": [*found.left_out.values()]}  # fmt: skip
+        counts = (
+            f"{what} {sum(rate.passed for rate in rates)} of {sum(rate.n for rate in rates)}"
+            for what, rates in groups.items()
+        )
+        output.console.print(f"screens abstained from: {', '.join(counts)}", markup=False)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STDOUT = Path("-")
 PAGE = "evaluation.html"
+# Screens that neither the miniature's parts nor what its router is fitted to have drawn.
+DRAWN_SEED_OFFSET = 5_000_011
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ def evaluate_live(asked: Asked, *, as_json: bool) -> Evaluation:
         typer.Exit: 2 for records or runs that cannot be used, 64 + the gRPC code for a failed
             call, 1 if the services did not start.
     """
-    from training.demo.server import ServerFailed
     from training.evaluation.cases import HELD_OUT, read_cases
     from training.evaluation.evaluation import evaluated
     from training.evaluation.runs import read_run
@@ -82,13 +83,45 @@ def evaluate_live(asked: Asked, *, as_json: bool) -> Evaluation:
         runs = [read_run(folder) for folder in asked.runs]
         records = asked.records or HELD_OUT
         cases = read_cases(records, asked.images_root, asked.cases, asked.seed)
-        try:
-            with _services(asked) as addresses:
-                run = asyncio.run(_run(asked, addresses, cases))
-        except ServerFailed as error:
-            output.error(str(error))
-            raise typer.Exit(1) from None
+        with _services(asked) as addresses:
+            run = asyncio.run(_run(asked, addresses, cases))
     return evaluated(run, runs)
+
+
+def draw(asked: Asked, folder: Path, images: int, *, as_json: bool) -> None:
+    """Draws screens that the bundle is to be judged on, and extracts their features.
+
+    Args:
+        asked: Its bundle's experts are drawn; its executor is asked, or the miniature's started.
+        folder: New or empty.
+        images: Of all the experts together.
+        as_json: Show no progress, and print a failed call as JSON too.
+
+    Raises:
+        typer.Exit: 2 for a folder, a bundle or experts that cannot be used, 64 + the gRPC code for
+            a failed call, 1 if the services did not start.
+    """
+    from router_service.bundle import load_bundle
+    from router_service.errors import BundleError
+    from router_service.settings import EMBEDDED_BUNDLE
+    from training.judged_screens import judged_screens
+
+    with failed_calls(as_json), refused_input():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty: leave out --draw, or choose a new folder")
+        try:
+            bundle = load_bundle(asked.bundle or EMBEDDED_BUNDLE)
+            with _services(asked) as addresses:
+                judged_screens(
+                    folder,
+                    addresses.executor,
+                    [expert.name for expert in bundle.manifest.experts],
+                    images=images,
+                    seed=asked.seed + DRAWN_SEED_OFFSET,
+                    progress=not as_json,
+                )
+        except BundleError as error:
+            raise ValueError(str(error)) from None
 
 
 def make_folders(json_file: Path | None, report: Path | None) -> None:
@@ -150,6 +183,7 @@ def show(evaluation: Evaluation) -> None:
 
 @contextlib.contextmanager
 def _services(asked: Asked) -> Iterator[Services]:
+    from training.demo.server import ServerFailed
     from training.services import Services, started
 
     if asked.router is not None and asked.executor is not None:
@@ -160,6 +194,9 @@ def _services(asked: Asked) -> Iterator[Services]:
     try:
         with started(asked.bundle) as addresses:
             yield addresses
+    except ServerFailed as error:
+        output.error(str(error))
+        raise typer.Exit(1) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -106,7 +106,7 @@ def write_fitted_bundle(directory: Path) -> Path:
         manifest(model),
         agent=AgentModel(1.0, 0.75, 0.99, "measured", "for tests"),
         abstention=AbstentionRule(5.0, "fitted", "for tests"),
-        fit=Fit("f" * 64, 100, 0.01, 0.95, 0),
+        fit=Fit("f" * 64, 100, 0.01, 0.005, 0.95, 0),
     )
     return write_bundle(directory, model, as_json(stated))
 

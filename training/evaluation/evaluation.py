@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from training.evaluation.routing import Control, Routing, routing
 from training.evaluation.run import Run
 from training.evaluation.scores import Part, by, crossed, measure
 from training.scoring import Rate
+from training.stated import plain
 
 if TYPE_CHECKING:
     from training.evaluation.runs import TrainingRun
@@ -70,12 +70,12 @@ class Evaluation:
                 for what, groups in self.groups.items()
             },
             "experts_on_cases_of": {
-                own: {name: _rate(rate) for name, rate in row.items()}
+                own: {name: plain(rate) for name, rate in row.items()}
                 for own, row in self.crossed.items()
             },
-            "masking": [_plain(each) for each in self.removals],
-            "pruning": [_plain(each) for each in self.pruning],
-            "training_runs": [_plain(run) for run in self.runs],
+            "masking": [plain(each) for each in self.removals],
+            "pruning": [plain(each) for each in self.pruning],
+            "training_runs": [plain(run) for run in self.runs],
             "results": [_result(result) for result in self.results],
             "environment": dict(self.environment),
             "seconds": self.seconds,
@@ -125,21 +125,15 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _routing(routing: Routing, whole: Part) -> dict[str, Any]:
-    shown: dict[str, Any] = _plain(routing)
+    shown: dict[str, Any] = plain(routing)
     # The first two have a place of their own, the others are one number a case.
     for name in ("shuffled", "blanked", "own_gates", "entropies"):
         del shown[name]
-    return {**shown, "reliability": _plain(whole.calibrated.bins if whole.calibrated else ())}
+    return {**shown, "reliability": plain(whole.calibrated.bins if whole.calibrated else ())}
 
 
 def _control(control: Control) -> dict[str, Any]:
-    return {"accuracy": _rate(control.own), "follows_screen": _rate(control.other)}
-
-
-def _rate(rate: Rate | None) -> dict[str, Any] | None:
-    if rate is None:
-        return None
-    return {"value": rate.value, "passed": rate.passed, "n": rate.n, "wilson_95": [*rate.interval]}
+    return {"accuracy": plain(control.own), "follows_screen": plain(control.other)}
 
 
 def _result(result: CaseResult) -> dict[str, Any]:
@@ -151,15 +145,3 @@ def _result(result: CaseResult) -> dict[str, Any]:
         "routed": result.chosen,
         "passed": [mode for mode, answer in answers if answer and answer.right],
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Rate):
-        return _rate(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
-    return value

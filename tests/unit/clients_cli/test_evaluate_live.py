@@ -77,11 +77,44 @@ def test_the_judgement_of_a_bundle_beside_it(molora, asked, tmp_path):
     assert (folder / "judgement.html").is_file()
 
 
+def test_screens_to_judge_on_are_drawn_first(molora, stub, monkeypatch, tmp_path):
+    from training import judged_screens
+
+    bundle = write_bundle(tmp_path / "router", head_model(distance="distance").SerializeToString())
+    drawn = []
+
+    def draw(folder, executor, experts, **given):
+        drawn.append((executor, experts, given["images"], given["progress"]))
+        write_calibrated(folder, images=200)
+        write_calibrated(folder / "unknown", images=7)
+
+    monkeypatch.setattr(judged_screens, "judged_screens", draw)
+    asked = (
+        *("evaluate", "--features", tmp_path / "new", "--draw", 200, "--bundle", bundle),
+        *("--router", stub.address, "--executor", stub.address, "--fit-thresholds"),
+        *("--max-risk", 0.2, "--max-refused", 0.1, "--json", "-"),
+    )
+    done = molora(*asked)
+    assert done.exit_code == 0, done.stderr
+    assert drawn == [(stub.address, ["calendar", "chart", "claim-window"], 200, False)]
+    stated = json.loads(done.stdout)["judgement"]
+    assert stated["fit"]["max_refused"] == 0.1
+    assert stated["refusals"]["unknown"]["synthetic"]["n"] == 7
+    # What is there is not drawn over.
+    again = molora(*asked)
+    assert again.exit_code == 2
+    assert "is not empty: leave out --draw" in again.stderr
+    assert len(drawn) == 1
+    done = molora("evaluate", "--features", tmp_path / "new", "--bundle", bundle)
+    assert " of 200, unknown " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--router", "127.0.0.1:1"], "go together"),
-        (["--fit-thresholds"], "needs --features"),
+        (["--fit-thresholds"], "need --features"),
+        (["--draw", "60"], "need --features"),
         (["--router", "h:1", "--executor", "h:2", "--bundle", "x"], "a bundle of its own"),
         (["none.jsonl"], "is no file"),
         (["--run", "none"], "is no run of stage 2 or 3"),

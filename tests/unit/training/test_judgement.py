@@ -101,7 +101,7 @@ class TestFit:
     def test_everything_is_fitted_and_stored(self, bundle: Path, tmp_path: Path) -> None:
         before = load_bundle(bundle)
         cache = write_cache(tmp_path / "cache", images=12_000)
-        fitted = fit_bundle(bundle, cache, max_risk=0.1, reliability=0.8)
+        fitted = fit_bundle(bundle, cache, max_risk=0.1, max_refused=0.1, reliability=0.8)
         assert fitted == load_bundle(bundle)
         assert fitted.version != before.version
         assert fitted.head == before.head
@@ -126,7 +126,9 @@ class TestFit:
         self, bundle: Path, tmp_path: Path
     ) -> None:
         cache = write_cache(tmp_path / "cache", images=12_000)
-        manifest = fit_bundle(bundle, cache, max_risk=0.1, reliability=0.8).manifest
+        manifest = fit_bundle(
+            bundle, cache, max_risk=0.1, max_refused=0.1, reliability=0.8
+        ).manifest
         agent, limits = manifest.agent, manifest.thresholds
         assert agent is not None
         fresh = cases_of(bundle, write_cache(tmp_path / "fresh", images=6000, seed=1))
@@ -154,7 +156,7 @@ class TestFit:
         self, bundle: Path, tmp_path: Path
     ) -> None:
         cache = write_cache(tmp_path / "cache")
-        manifest = fit_bundle(bundle, cache, max_risk=0.05).manifest
+        manifest = fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05).manifest
         assert manifest.agent is None
         assert manifest.thresholds.agent_veto.value is None
         assert manifest.thresholds.agent_veto.why == "no record carries an agent's hint"
@@ -165,44 +167,56 @@ class TestFit:
         self, bundle: Path, tmp_path: Path
     ) -> None:
         cache = write_cache(tmp_path / "cache", images=400, hints=0.9)
-        agent = fit_bundle(bundle, cache, max_risk=0.05, reliability=0.3).manifest.agent
+        agent = fit_bundle(
+            bundle, cache, max_risk=0.05, max_refused=0.05, reliability=0.3
+        ).manifest.agent
         assert agent is not None
         assert agent.source == "measured"
         assert agent.reliability == pytest.approx(0.9, abs=0.06)
 
     def test_too_few_cases_never_reach_a_threshold(self, bundle: Path, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", images=80)
-        manifest = fit_bundle(bundle, cache, max_risk=0.01, reliability=0.8).manifest
+        manifest = fit_bundle(
+            bundle, cache, max_risk=0.01, max_refused=0.01, reliability=0.8
+        ).manifest
         assert manifest.thresholds.agent_fast_path.value is None
         assert "needs 528 without a mistake" in manifest.thresholds.agent_fast_path.why
         assert manifest.abstention is not None
         assert manifest.abstention.threshold is None
-        assert "60 images are too few" in manifest.abstention.why
+        assert "80 images are too few" in manifest.abstention.why
 
     def test_a_head_without_a_distance_abstains_from_nothing(self, tmp_path: Path) -> None:
         bundle = router_bundle.write_bundle(tmp_path / "router")
         cache = write_cache(tmp_path / "cache")
-        assert fit_bundle(bundle, cache, max_risk=0.05).manifest.abstention is None
+        assert (
+            fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05).manifest.abstention is None
+        )
 
     def test_the_same_seed_gives_the_same_bundle(self, bundle: Path, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", images=200)
         one, two = (
-            fit_bundle(bundle, cache, max_risk=0.05, reliability=0.8).version for _ in range(2)
+            fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05, reliability=0.8).version
+            for _ in range(2)
         )
         assert one == two
-        other = fit_bundle(bundle, cache, max_risk=0.05, reliability=0.8, seed=1).version
+        other = fit_bundle(
+            bundle, cache, max_risk=0.05, max_refused=0.05, reliability=0.8, seed=1
+        ).version
         assert other != one
 
     @pytest.mark.parametrize("max_risk", [0.0, 1.0, -1.0, math.nan])
     def test_no_risk(self, bundle: Path, tmp_path: Path, max_risk: float) -> None:
         before = load_bundle(bundle)
         with pytest.raises(ValueError, match="cannot be bounded"):
-            fit_bundle(bundle, write_cache(tmp_path / "cache"), max_risk=max_risk)
+            fit_bundle(bundle, write_cache(tmp_path / "cache"), max_risk=max_risk, max_refused=0.05)
+        with pytest.raises(ValueError, match="share of refused screens of"):
+            fit_bundle(bundle, tmp_path / "cache", max_risk=0.05, max_refused=max_risk)
         assert load_bundle(bundle) == before
 
     def test_one_image(self, bundle: Path, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path / "cache", images=1)
         with pytest.raises(ValueError, match="1 held-out images are too few"):
-            fit_bundle(bundle, write_cache(tmp_path / "cache", images=1), max_risk=0.05)
+            fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +225,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Cases]:
     model = router_bundle.head_model(distance="distance").SerializeToString()
     bundle = router_bundle.write_bundle(folder / "router", model)
     cache = write_cache(folder / "cache", images=800)
-    return fit_bundle(bundle, cache, max_risk=0.05, reliability=0.8), cases_of(bundle, cache)
+    return fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05, reliability=0.8), cases_of(
+        bundle, cache
+    )
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +247,9 @@ class TestReport:
         assert judgement.curve[-1].risk == pytest.approx(1 - right / 600)
         assert judgement.point is not None
         assert judgement.point.bound <= 0.05
-        assert judgement.abstained is not None
-        assert judgement.abstained.value <= 0.05
+        assert judgement.refusals is not None
+        assert judgement.refusals.known.value <= 0.05
+        assert judgement.is_of_the_fit
 
     def test_no_agent_makes_it_worse_than_the_better_of_both(self, judgement: Judgement) -> None:
         asked = [(each.reliability, each.confident) for each in judgement.agents]
@@ -243,14 +260,35 @@ class TestReport:
             low, high = each.agent.interval
             assert low < each.reliability < high
 
+    def test_json_has_rates_with_their_intervals(
+        self, judgement: Judgement, tmp_path: Path
+    ) -> None:
+        write_judgement(judgement, tmp_path / "report")
+        stated = json.loads((tmp_path / "report" / "judgement.json").read_text())
+        assert stated["accuracy"] == {
+            "value": judgement.accuracy.value,
+            "passed": judgement.accuracy.passed,
+            "n": 600,
+            "wilson_95": list(judgement.accuracy.interval),
+        }
+        assert [each["loss"] for each in stated["agents"]] == [0] * 6
+        assert stated["is_of_the_fit"] is True
+        assert stated["fit"]["max_refused"] == 0.05
+        assert stated["refusals"]["known"]["n"] == 800
+        assert stated["agents"][0]["model"]["source"] == "simulated"
+        assert (stated["ece"][0], len(stated["curve"])) == (judgement.ece[0], 60)
+
+    def test_records_that_the_thresholds_are_not_fitted_to(
+        self, fitted: tuple[Bundle, Cases]
+    ) -> None:
+        bundle, cases = fitted
+        other = judge(bundle, dataclasses.replace(cases, dataset_digest="0" * 64), max_risk=0.05)
+        assert not other.is_of_the_fit
+
     def test_the_page_stands_alone(self, judgement: Judgement, tmp_path: Path) -> None:
         page = write_judgement(judgement, tmp_path / "report").read_text()
-        assert page.count("<svg") == 2
+        assert page.count("<svg") == 3
         assert "http" not in page
         assert "<script" not in page
         assert "95 %" in page
         assert "exceeded by at most 0.05 of known screens" in page
-        stated = json.loads((tmp_path / "report" / "judgement.json").read_text())
-        assert stated["accuracy"] == {"passed": judgement.accuracy.passed, "n": 600}
-        assert len(stated["curve"]) == len(judgement.curve)
-        assert stated["agents"][0]["model"]["source"] == "simulated"
