@@ -1,16 +1,18 @@
-"""Trains the miniature's router: stage 1 on features from a real executor process.
+"""Trains the miniature's router and fits what it acts on: stage 1, then its judgement.
 
-Knows the order of the steps; features, head and export are modules of their own.
+Knows the order of the steps; features, head, export and the fit are modules of their own.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from training.data.synthesize import synthesize
+from router_service.bundle import MANIFEST_FILE, load_bundle
 from training.demo.server import ServerProcess
 from training.export import export_bundle
-from training.features import cache_features
+from training.features import INDEX_FILE
+from training.judged_screens import UNKNOWN, draw, extract, judged_screens
+from training.judgement import fit_bundle
 from training.stage1 import Stage1Config, train_stage1
 
 IMAGES_PER_KIND = 200
@@ -18,36 +20,89 @@ TASKS_PER_IMAGE = 4
 START_S = 120.0
 # Screens of its own: neither the base, the experts nor the sample set has drawn them.
 SEED_OFFSET = 7_000_003
+# And others to judge the head on, which it has not learnt from either.
+JUDGED_SEED_OFFSET = 8_000_009
+# As many as certify the risk: a veto of an agent that is wrong in a fifth of the cases takes 104
+# disputes without a mistake, and three quarters of the images are there to prove it.
+JUDGED_IMAGES = 840
+MAX_RISK = 0.05
+# A refused screen is an error by default, so it must be rare: the least that 840 images can show,
+# which costs nothing, because the pictures that no expert knows are farther by far.
+MAX_REFUSED = 0.002
+# No record of the miniature carries an agent's hint; the bundle says that it was simulated.
+AGENT_RELIABILITY = 0.8
 
 
-def train_router(base: Path, experts: Path, work: Path, *, seed: int) -> Path:
-    """Draws labelled records, extracts their features over gRPC, trains and exports the head.
+def train_router(
+    base: Path,
+    experts: Path,
+    work: Path,
+    *,
+    seed: int,
+    images_per_kind: int = IMAGES_PER_KIND,
+    judged_images: int = JUDGED_IMAGES,
+) -> Path:
+    """Trains and exports the head, and fits its thresholds, its agent and its abstention.
+
+    Goes on where a stopped run left off.
 
     Args:
         base: The pretrained checkpoint.
-        experts: Folder with one expert per folder.
+        experts: Folder with one expert per folder, each named as `training.data.synthesize` does.
         work: Folder of the run.
-        seed: Of records and head.
+        seed: Of records, head and simulated agent.
+        images_per_kind: Screens of each expert that the head is trained on.
+        judged_images: Screens of all experts that the judgement is fitted to.
 
     Returns:
         The router bundle's directory.
     """
-    records, features, out = work / "routing", work / "features", work / "router"
-    if (out / "router.json").exists():
+    features, judged, out = work / "features", work / "judged", work / "router"
+    if _is_exported(out) and load_bundle(out).manifest.fit:
         return out
-    if not records.exists():
-        synthesize(
-            records,
-            images_per_kind=IMAGES_PER_KIND,
-            tasks_per_image=TASKS_PER_IMAGE,
-            seed=seed + SEED_OFFSET,
-            shares={"all": 1.0},
-        )
+    caches = (features, judged, judged / UNKNOWN)
+    if not all((cache / INDEX_FILE).exists() for cache in caches):
+        _extract(base, experts, work, seed, images_per_kind, judged_images)
+    if not _is_exported(out):
+        export_bundle(train_stage1(features, config=Stage1Config(seed=seed)), out)
+    fit_bundle(
+        out,
+        judged,
+        max_risk=MAX_RISK,
+        max_refused=MAX_REFUSED,
+        reliability=AGENT_RELIABILITY,
+        seed=seed,
+    )
+    return out
+
+
+def _is_exported(bundle: Path) -> bool:
+    return (bundle / MANIFEST_FILE).exists()
+
+
+def _extract(
+    base: Path, experts: Path, work: Path, seed: int, images_per_kind: int, judged_images: int
+) -> None:
+    """Both sets of screens and their features, through one executor process."""
+    names = sorted(path.parent.name for path in experts.glob("*/expert.json"))
     flags = ["--model", str(base), "--experts-root", str(experts)]
+    draw(
+        work / "routing",
+        names,
+        images_per_kind=images_per_kind,
+        tasks=TASKS_PER_IMAGE,
+        seed=seed + SEED_OFFSET,
+    )
     with ServerProcess(
         "executor_service", [*flags, "--port", "0", "--metrics-port", "0"]
     ) as executor:
         executor.wait_serving(START_S)
         address = executor.wait_listening(START_S)
-        cache_features(records / "all.jsonl", records, address, features)
-    return export_bundle(train_stage1(features, config=Stage1Config(seed=seed)), out)
+        extract(work / "routing", address, work / "features")
+        judged_screens(
+            work / "judged",
+            address,
+            names,
+            images=judged_images,
+            seed=seed + JUDGED_SEED_OFFSET,
+        )
