@@ -44,7 +44,7 @@ from service_chassis.settings import parse_settings
 from training.demo.cases import read_cases
 from training.export import Judge, to_onnx, write_manifest
 from training.heads import RouterHead
-from training.known_screens import KnownScreens
+from training.known_screens import KnownScreens, read_known_screens
 
 SAMPLES = Path(__file__).resolve().parents[1] / "miniature" / "samples" / "held_out.jsonl"
 CALLERS = 16
@@ -276,7 +276,7 @@ async def serve_ready_features(bundle: Bundle) -> None:
     """Serve ExtractFeatures and GetServerInfo from ready bytes, until the process is ended."""
     answers = {
         "GetServerInfo": server_info(bundle.manifest).SerializeToString(),
-        "ExtractFeatures": ready_features(bundle.manifest).SerializeToString(),
+        "ExtractFeatures": ready_features(bundle).SerializeToString(),
     }
 
     def handler(answer: bytes) -> Any:
@@ -307,13 +307,17 @@ def server_info(manifest: Manifest) -> executor_pb2.GetServerInfoResponse:
     )
 
 
-def ready_features(manifest: Manifest) -> executor_pb2.ExtractFeaturesResponse:
-    """Features of the bundle's sizes."""
+def ready_features(bundle: Bundle) -> executor_pb2.ExtractFeaturesResponse:
+    """Features of the bundle's sizes, of a screen that its first expert knows."""
+    manifest, known = bundle.manifest, read_known_screens(bundle.head)
+    if known is None:
+        raise RuntimeError("the bundle remembers no screens: export it again with this version")
     spec, noise = manifest.feature_spec, torch.Generator().manual_seed(1)
     return executor_pb2.ExtractFeaturesResponse(
         context_id="0" * 32,
         text_features=torch.randn(spec.text_dim, generator=noise).tolist(),
-        vision_features=torch.randn(spec.vision_dim, generator=noise).tolist(),
+        # Far from all known screens, the router would abstain.
+        vision_features=known.mean[0].tolist(),
         feature_spec=manifest.feature_spec_digest,
         model=spec.base_digest,
         expert_set="0" * 64,

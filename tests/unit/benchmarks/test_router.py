@@ -6,7 +6,9 @@ import pytest
 
 from benchmarks import router
 from router_service.bundle import load_bundle
+from router_service.core import HeadOutput
 from router_service.handshake import compare
+from router_service.head import Head
 from router_service.settings import EMBEDDED_BUNDLE
 from router_service.wire import read_features, read_info
 
@@ -21,8 +23,12 @@ def test_both_handlers_answer_and_the_router_is_small(monkeypatch: pytest.Monkey
 
 
 def test_the_stub_is_the_executor_that_the_bundle_was_made_for() -> None:
-    manifest = load_bundle(EMBEDDED_BUNDLE).manifest
+    bundle = load_bundle(EMBEDDED_BUNDLE)
+    manifest = bundle.manifest
     assert compare(manifest, read_info(router.server_info(manifest))) is None
-    features = read_features(router.ready_features(manifest))
+    features = read_features(router.ready_features(bundle))
     assert features.text.shape == (manifest.feature_spec.text_dim,)
     assert features.vision.shape == (manifest.feature_spec.vision_dim,)
+    [output] = Head(bundle.head, manifest).judge([features])
+    assert isinstance(output, HeadOutput)
+    assert output.distance == pytest.approx(0, abs=1e-4), "no bundle abstains from it"

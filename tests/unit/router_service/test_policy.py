@@ -383,6 +383,27 @@ class TestLaws:
             assert high.gates.get(hinted, 0.0) >= low.gates.get(hinted, 0.0) - 1e-6
 
     @laws
+    @given(cases(), st.floats(0, 1), st.floats(0, 1))
+    def test_a_stricter_threshold_never_decides_more(
+        self, case: Case, one: float, other: float
+    ) -> None:
+        rules, logits, hint, options, distance = case
+        loose, strict = (
+            decide(
+                logits,
+                hint,
+                options,
+                Policy(dataclasses.replace(rules.config, thresholds=limits(level, level, level))),
+                distance,
+            )
+            for level in sorted((one, other))
+        )
+        if strict.reason in (Reason.AGENT_FAST_PATH, Reason.AGENT_VETOED):
+            assert loose.reason in (strict.reason, Reason.AGENT_FAST_PATH)
+        if loose.reason is Reason.TOP2_FALLBACK:
+            assert strict == loose
+
+    @laws
     @given(st.data(), st.lists(st.integers(-50, 50), min_size=2, max_size=7, unique=True))
     def test_the_order_of_experts_does_not_matter(
         self, data: st.DataObject, ints: list[int]
