@@ -25,8 +25,8 @@ def synthesize(
     tasks_per_image: Annotated[int, typer.Option(min=1, help="Records an image, at most.")] = 8,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     experts: Annotated[
-        str, typer.Option(help="Whose screens, comma-separated; `all` for all seven.")
-    ] = "calendar,claim-window",
+        str | None, typer.Option(help="Whose screens, comma-separated; unset: all seven.")
+    ] = None,
     other_sizes: Annotated[
         float, typer.Option(min=0, max=1, help="Part of the screens shown at others' sizes.")
     ] = 0.0,
@@ -44,7 +44,7 @@ def synthesize(
             images_per_kind=images_per_kind,
             tasks_per_image=tasks_per_image,
             seed=seed,
-            experts=EXPERTS if experts == "all" else experts.split(","),
+            experts=experts.split(",") if experts else EXPERTS,
             other_sizes=other_sizes,
             unseen=unseen,
             progress=advance,

@@ -68,9 +68,6 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
 EXPERTS = tuple(_KINDS)
 """All the experts whose screens can be drawn."""
 
-MINIATURE_EXPERTS = (CALENDAR, CLAIM_WINDOW)
-"""Those that the miniature has."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -95,7 +92,7 @@ def synthesize(
     tasks_per_image: int,
     seed: int,
     shares: Mapping[str, float] = SHARES,
-    experts: Sequence[str] = MINIATURE_EXPERTS,
+    experts: Sequence[str] = EXPERTS,
     left_out: Collection[str] = (),
     other_sizes: float = 0.0,
     unseen: bool = False,

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from training.data.synthesize import synthesize
-from training.miniature.base import pretrain
+from training.miniature.base import Steps, pretrain
 from training.miniature.experts import LEFT_OUT, RECIPES, train_expert
 from training.miniature.router import train_router
 
@@ -29,19 +29,9 @@ def main() -> None:
     """Runs every step that is not done yet, then publishes."""
     arguments = _arguments()
     work: Path = arguments.work
-    pretrain_base = partial(
-        pretrain,
-        work,
-        tower_steps=arguments.tower_steps,
-        decoder_steps=arguments.decoder_steps,
-        steps=arguments.base_steps,
-        seed=arguments.seed,
-    )
-    base = _timed("base", pretrain_base)
+    base = _timed("base", partial(pretrain, work, steps=Steps(), seed=arguments.seed))
     for name in RECIPES:
-        train = partial(
-            train_expert, name, base, work, steps=arguments.expert_steps, seed=arguments.seed
-        )
+        train = partial(train_expert, name, base, work, seed=arguments.seed)
         _timed(f"expert {name}", train)
     _timed("router", lambda: train_router(base, work / "experts", work, seed=arguments.seed))
     publish(work, arguments.out)
@@ -60,6 +50,7 @@ def publish(work: Path, out: Path) -> None:
             tasks_per_image=5,
             seed=SAMPLES_SEED,
             shares={"train": 0.4, "held_out": 0.6},
+            experts=tuple(RECIPES),
             left_out=LEFT_OUT,
         )
 
@@ -75,10 +66,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.miniature", description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "miniature")
     parser.add_argument("--out", type=Path, default=ROOT / "miniature")
-    parser.add_argument("--tower-steps", type=int, default=2500)
-    parser.add_argument("--decoder-steps", type=int, default=1200)
-    parser.add_argument("--base-steps", type=int, default=800)
-    parser.add_argument("--expert-steps", type=int, default=350)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -7,24 +7,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from training.screens import account_screen, appointment, chart_screen, desktop, login_window
 from training.screens import claim_content as content
+from training.screens.account_screen import AccountScreen
+from training.screens.appointment import AppointmentScreen
 from training.screens.calendar import ARROWS, MONTHS, VIEWS, CalendarScreen
-from training.screens.claim_window import GRID_ROWS, ClaimScreen
+from training.screens.chart_screen import ChartScreen
+from training.screens.claim_window import ClaimScreen
+from training.screens.desktop import ICON_PX, DesktopScreen
 from training.screens.geometry import Box
+from training.screens.login_window import LoginScreen
+from training.screens.office_content import ICONS
+from training.screens.tasks import Screen
 
 _ROW_NUMBER_X_PX = 9
+# Where the writing of a line begins: a user's name, a note's date.
+_LINE_X_PX = 24
 # A surname stands left of its item's middle: there a token would show empty paper.
 _SURNAME_X_PX = 45
 CALENDAR_CAPTIONS = (*ARROWS, "today", *(view.lower() for view in VIEWS))
+_BUTTONS = (
+    "OK", "Cancel", *content.OTHER_BUTTONS, *login_window.BUTTONS, *appointment.CAPTIONS,
+    *chart_screen.TOOLS, *chart_screen.PAGER, *desktop.PINNED, *account_screen.CAPTIONS,
+)  # fmt: skip
 NAMES: tuple[str, ...] = (
     *(f"day {day}" for day in range(1, 32)),
     *CALENDAR_CAPTIONS,
     *(f"month {month}" for month in MONTHS),
-    *(f"row {row}" for row in range(1, GRID_ROWS[1] + 1)),
+    # The users of the log-on dialog are the longest list.
+    *(f"row {row}" for row in range(1, login_window.USERS + 1)),
     *(f"tab {caption}" for caption in content.TABS),
-    *(f"button {caption}" for caption in ("OK", "Cancel", *content.OTHER_BUTTONS)),
+    *dict.fromkeys(f"button {caption}" for caption in _BUTTONS),
     *(f"item {name}" for name in content.PROVIDERS),
     "grid",
+    "family grid",
+    "password",
+    *(f"icon {caption}" for caption in ICONS),
+    "splash",
 )
 """Everything that a mark may name, in the order of the tower's training head."""
 
@@ -38,11 +57,51 @@ class Mark:
     y: float
 
 
-def marks(screen: CalendarScreen | ClaimScreen) -> list[Mark]:
+def marks(screen: Screen) -> list[Mark]:
     """Lists what a screen's tasks may ask for, each at its writing."""
-    places = _calendar(screen) if isinstance(screen, CalendarScreen) else _claim_window(screen)
+    if isinstance(screen, CalendarScreen):
+        places = _calendar(screen)
+    elif isinstance(screen, ClaimScreen):
+        places = _claim_window(screen)
+    else:
+        places = {name: _at(name, box) for name, box in targets(screen).items()} | _rows(screen)
     width, height = screen.image.size
     return [Mark(name, x / width, y / height) for name, (x, y) in places.items()]
+
+
+def _at(name: str, box: Box) -> tuple[int, int]:
+    # An icon's tile says more than its caption, which is three pixels high on a scaled desktop.
+    return (box.centre[0], box.y0 + ICON_PX // 2) if name.startswith("icon ") else box.centre
+
+
+def targets(
+    screen: AppointmentScreen | LoginScreen | DesktopScreen | ChartScreen | AccountScreen,
+) -> dict[str, Box]:
+    """What is known by a caption or a look of its own, by its mark's name."""
+    found = {f"button {caption}": box for caption, box in screen.buttons.items()}
+    if isinstance(screen, AppointmentScreen):
+        return found | {"grid": screen.grid}
+    if isinstance(screen, LoginScreen):
+        return found | {"grid": screen.users_box, "password": screen.password}
+    if isinstance(screen, ChartScreen):
+        return found | {"grid": screen.notes_box}
+    if isinstance(screen, AccountScreen):
+        return found | {"grid": screen.ledger, "family grid": screen.family}
+    found |= {f"icon {caption}": box for caption, box in screen.icons.items()}
+    return found | ({"splash": screen.splash} if screen.splash else {})
+
+
+def _rows(screen: Screen) -> dict[str, tuple[int, int]]:
+    """Lines, which are known by their number, at the beginning of their writing."""
+    if isinstance(screen, AccountScreen):
+        lines, x = [entry.box for entry in screen.entries], _ROW_NUMBER_X_PX
+    elif isinstance(screen, LoginScreen):
+        lines, x = list(screen.users.values()), _LINE_X_PX
+    elif isinstance(screen, ChartScreen):
+        lines, x = [note.heading for note in screen.notes], _LINE_X_PX
+    else:
+        return {}
+    return {f"row {at}": (box.x0 + x, box.centre[1]) for at, box in enumerate(lines, start=1)}
 
 
 def _calendar(screen: CalendarScreen) -> dict[str, tuple[int, int]]:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from training.data.calls import ToolCall, format_calls
-from training.miniature.marks import marks
+from training.miniature.marks import marks, targets
 from training.packing import Place, QuestionAnswer
 from training.screens.calendar import CalendarScreen
 from training.screens.claim_window import ClaimScreen
 from training.screens.geometry import Box, to_thousandths
+from training.screens.office_content import PASSWORD_WORDS
+from training.screens.tasks import Screen
 
 # An expert's instruction names its target in words of its own; the base must find a name anywhere.
 WAYS_TO_ASK = (
@@ -30,9 +32,7 @@ CLICKS = ("left_click", "double_click", "right_click", "mouse_move")
 Ask = Callable[[random.Random], QuestionAnswer]
 
 
-def base_questions(
-    screen: CalendarScreen | ClaimScreen, rng: random.Random, count: int
-) -> list[QuestionAnswer]:
+def base_questions(screen: Screen, rng: random.Random, count: int) -> list[QuestionAnswer]:
     """Draws questions: most of them pointing, the rest dense reading and some writing.
 
     Args:
@@ -47,9 +47,11 @@ def base_questions(
     found = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
     if isinstance(screen, CalendarScreen):
         reading, pointing = _calendar(screen, size, found)
-    else:
+    elif isinstance(screen, ClaimScreen):
         reading, pointing = _claim_window(screen, size, found)
-    writing: list[Ask] = [_write_click, _write_scroll]
+    else:
+        reading, pointing = _other(screen, size, found)
+    writing: list[Ask] = [_write_click, _write_scroll, _write_text]
     kinds = rng.choices((reading, pointing, writing), weights=(20, 72, 8), k=count)
     return [rng.choice(kind)(rng) for kind in kinds]
 
@@ -131,6 +133,26 @@ def _claim_window(
     return reading, pointing
 
 
+def _other(
+    screen: Any, size: tuple[int, int], found: dict[str, Place]
+) -> tuple[list[Ask], list[Ask]]:
+    boxes = targets(screen)
+
+    def buttons(rng: random.Random) -> QuestionAnswer:
+        shown = sorted(screen.buttons, key=lambda caption: screen.buttons[caption].x0)
+        looks = tuple(found[f"button {caption}"] for caption in shown for _ in caption.split())
+        return QuestionAnswer("Read the buttons", " ".join(shown), looks)
+
+    def where(rng: random.Random) -> QuestionAnswer:
+        mark = rng.choice(list(boxes))
+        kind, _, caption = mark.partition(" ")
+        # The same caption may stand on a button and below an icon.
+        name = f"the {caption} {kind}" if kind in ("button", "icon") else f"the {mark}"
+        return _where(rng, name, boxes[mark], size, found[mark])
+
+    return [buttons], [where]
+
+
 def _where(
     rng: random.Random, name: str, box: Box, size: tuple[int, int], place: Place
 ) -> QuestionAnswer:
@@ -146,6 +168,11 @@ def _write_click(rng: random.Random) -> QuestionAnswer:
 def _write_scroll(rng: random.Random) -> QuestionAnswer:
     pixels, at = rng.choice((-300, 300, -150, 150, 600, -600)), _somewhere(rng)
     return _write(f"Write scroll {pixels} at {at}", action="scroll", coordinate=at, pixels=pixels)
+
+
+def _write_text(rng: random.Random) -> QuestionAnswer:
+    text = f"{rng.choice(PASSWORD_WORDS)}{rng.randint(10, 99)}"
+    return _write(f"Write the text {text}", action="type", text=text)
 
 
 def _write(question: str, **arguments: Any) -> QuestionAnswer:

@@ -59,7 +59,7 @@ class ScreenStream(IterableDataset[list[PackedRow]]):
         *,
         seed: int,
         fresh: float = 0.4,
-        kept: int = 400,
+        kept: int = 100,
     ) -> None:
         self._reader, self._builder, self._sources = reader, builder, sources
         self._seed, self._fresh, self._kept = seed, fresh, kept

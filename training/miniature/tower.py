@@ -24,16 +24,12 @@ from executor_service.model.screen import PixelInput, ScreenReader
 from training.miniature.fit import FitConfig, learning_rate, steps_with_progress
 from training.miniature.marks import NAMES, marks
 from training.miniature.speed import mixed_precision
-from training.screens.calendar import draw_calendar
-from training.screens.claim_window import draw_claim_window
+from training.miniature.stream import Draw
 
 # Marks are rare: most tokens hold none, and each name is absent from most.
 POSITIVE_WEIGHT = 8.0
 PLACE_WEIGHT = 4.0
 PLACES = 48  # bins of the width, and of the height
-CALENDARS, CLAIM_WINDOWS = 3, 3
-# Names of the provider list are the rarest and the smallest writing.
-OPEN_LISTS = 0.8
 
 
 @dataclass(frozen=True)
@@ -54,21 +50,22 @@ class Lesson:
 
 
 class LessonStream(IterableDataset[Lesson]):
-    """Endless freshly drawn lessons, a function of the seed."""
+    """Endless freshly drawn lessons, a function of the seed.
 
-    def __init__(self, reader: ScreenReader, *, seed: int) -> None:
-        self._reader, self._seed = reader, seed
+    Args:
+        reader: Preprocessing of the checkpoint.
+        draws: The screens of each lesson.
+        seed: Of everything drawn.
+    """
+
+    def __init__(self, reader: ScreenReader, draws: Sequence[Draw], *, seed: int) -> None:
+        self._reader, self._draws, self._seed = reader, draws, seed
 
     def __iter__(self) -> Iterator[Lesson]:
         """Starts over from the seed."""
         rng = random.Random(self._seed)  # noqa: S311 - drawings, not secrets
         while True:
-            calendars = [draw_calendar(rng) for _ in range(CALENDARS)]
-            claim_windows = [
-                draw_claim_window(rng, dropdown=rng.random() < OPEN_LISTS)
-                for _ in range(CLAIM_WINDOWS)
-            ]
-            yield self._lesson([*calendars, *claim_windows])
+            yield self._lesson([draw(rng) for draw in self._draws])
 
     def _lesson(self, screens: Sequence[Any]) -> Lesson:
         inputs: list[PixelInput] = []
@@ -135,7 +132,13 @@ class MarkHead(nn.Module):
 
 
 def teach_tower(
-    backbone: Qwen3VLModel, checkpoint: Path, state: Path, *, steps: int, seed: int
+    backbone: Qwen3VLModel,
+    checkpoint: Path,
+    state: Path,
+    draws: Sequence[Draw],
+    *,
+    config: FitConfig,
+    seed: int,
 ) -> None:
     """Trains the tower of `backbone` in place, or loads what an earlier run taught it.
 
@@ -143,7 +146,8 @@ def teach_tower(
         backbone: Its `visual` is trained.
         checkpoint: Directory with the image processor's settings.
         state: File that the taught tower is written to.
-        steps: Optimiser steps.
+        draws: The screens of each step.
+        config: How long and how fast.
         seed: Of head and screens.
     """
     tower = backbone.visual
@@ -155,11 +159,10 @@ def teach_tower(
     head = MarkHead(vision.out_hidden_size)
     parameters = [*tower.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-    config = FitConfig(steps=steps, learning_rate=2e-3)
-    stream = LessonStream(ScreenReader(checkpoint), seed=seed)
+    stream = LessonStream(ScreenReader(checkpoint), draws, seed=seed)
     lessons = iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
     tower.train()
-    for step, report in steps_with_progress("tower", 0, steps):
+    for step, report in steps_with_progress(state.stem, 0, config.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, step)
         lesson = next(lessons)

@@ -18,7 +18,7 @@ SIZE = (696, 651)
 TITLE_PX = 28
 LINE_PX = 19
 PAGER = ("First", "Previous", "Next", "Last")
-_TABS = ("Print", "Add Note", "Sign", "Filter")
+TOOLS = ("Print", "Add Note", "Sign", "Filter")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _draw_notes(canvas: Canvas, frame: Box, newest_first: bool) -> tuple[Note, .
 def _draw_tools(canvas: Canvas) -> dict[str, Box]:
     rng, buttons = canvas.rng, {}
     left = 10 + canvas.step(40)
-    for index, caption in enumerate(rng.sample(_TABS, rng.randint(2, len(_TABS)))):
+    for index, caption in enumerate(rng.sample(TOOLS, rng.randint(2, len(TOOLS)))):
         x = left + index * 100
         box = buttons[caption] = Box(x, TITLE_PX + 8, x + 92, TITLE_PX + 34)
         canvas.button(box, caption)

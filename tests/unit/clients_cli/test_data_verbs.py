@@ -2,12 +2,14 @@
 
 import json
 
+TWO = ("--experts", "calendar,claim-window")
+
 
 def test_draw_label_and_count(molora, tmp_path):
     out = tmp_path / "set"
     done = molora(
         *("data", "synthesize", out, "--images-per-kind", 3, "--tasks-per-image", 2),
-        *("--seed", 5, "--json"),
+        *("--seed", 5, "--json", *TWO),
     )
     assert done.exit_code == 0, done.output
     splits = json.loads(done.stdout)["splits"]
@@ -59,7 +61,8 @@ def test_chosen_experts_are_drawn_in_other_sizes(molora, tmp_path):
 
 def test_import_splits_and_counts_what_it_leaves_out(molora, tmp_path):
     source, out = tmp_path / "set", tmp_path / "out"
-    molora("data", "synthesize", source, "--images-per-kind", 3, "--tasks-per-image", 2)
+    drawn = ("--images-per-kind", 3, "--tasks-per-image", 2, *TWO)
+    molora("data", "synthesize", source, *drawn)
     with (source / "train.jsonl").open("a") as lines:
         lines.write("{\n" * 12)
     done = molora("data", "import", source, "--out", out, "--json")

@@ -16,7 +16,8 @@ def test_records_without_a_label_are_bad_input(molora, stub, tmp_path):
 
 def test_no_executor_is_a_failed_call(molora, tmp_path):
     out = tmp_path / "set"
-    molora("data", "synthesize", out, "--images-per-kind", 3, "--tasks-per-image", 1)
+    drawn = ("--images-per-kind", 3, "--tasks-per-image", 1, "--experts", "calendar")
+    molora("data", "synthesize", out, *drawn)
     arguments = ("train", "features", out / "train.jsonl", tmp_path / "cache")
     done = molora(*arguments, "--executor", "127.0.0.1:1")
     assert done.exit_code == 64 + 14

@@ -13,6 +13,7 @@ from training.screens.geometry import to_thousandths
 from training.screens.reframe import SIZES, UNSEEN_SIZES
 
 SPLITS = ("train", "valid", "held_out")
+TWO = ("calendar", "claim-window")
 
 
 def digest(folder):
@@ -25,7 +26,12 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "set"
     seen = []
     result = synthesize(
-        out, images_per_kind=6, tasks_per_image=5, seed=3, progress=lambda *at: seen.append(at)
+        out,
+        images_per_kind=6,
+        tasks_per_image=5,
+        seed=3,
+        experts=TWO,
+        progress=lambda *at: seen.append(at),
     )
     assert seen == [(done, 12) for done in range(1, 13)]
     return out, result
@@ -69,9 +75,9 @@ def test_the_label_rules_find_the_label_again(made):
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(made, tmp_path):
     out, _ = made
-    synthesize(tmp_path / "again", images_per_kind=6, tasks_per_image=5, seed=3)
+    synthesize(tmp_path / "again", images_per_kind=6, tasks_per_image=5, seed=3, experts=TWO)
     assert digest(tmp_path / "again") == digest(out)
-    synthesize(tmp_path / "other", images_per_kind=6, tasks_per_image=5, seed=4)
+    synthesize(tmp_path / "other", images_per_kind=6, tasks_per_image=5, seed=4, experts=TWO)
     assert digest(tmp_path / "other") != digest(out)
 
 
@@ -81,6 +87,7 @@ def test_shares_decide_the_splits(tmp_path):
         images_per_kind=4,
         tasks_per_image=2,
         seed=0,
+        experts=TWO,
         shares={"train": 0.5, "held_out": 0.5},
     )
     assert {name: split.images for name, split in result.splits.items()} == {

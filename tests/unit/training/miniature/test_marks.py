@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from training.miniature.base import ALL
+from training.miniature.experts import RECIPES, ask_tasks
 from training.miniature.marks import NAMES, marks
 from training.miniature.questions import base_questions
 from training.miniature.tower import LessonStream
@@ -11,12 +13,12 @@ from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
 from training.screens.tasks import tasks_for
 
-DRAWINGS = pytest.mark.parametrize("draw", [draw_calendar, draw_claim_window])
+DRAWINGS = pytest.mark.parametrize("draw", [recipe.draw for recipe in RECIPES.values()])
 
 
 @DRAWINGS
 def test_every_mark_has_a_name_of_the_head_and_lies_on_the_screen(draw):
-    for seed in range(20):
+    for seed in range(10):
         found = marks(draw(random.Random(seed)))
         assert {mark.name for mark in found} <= set(NAMES)
         assert all(0 <= mark.x < 1 and 0 <= mark.y < 1 for mark in found)
@@ -41,7 +43,7 @@ def test_a_provider_is_marked_at_the_name_and_not_at_the_middle_of_the_line():
 
 
 def test_a_lesson_points_at_the_token_that_holds_the_mark(reader):
-    lesson = next(iter(LessonStream(reader, seed=5)))
+    lesson = next(iter(LessonStream(reader, [draw_calendar, draw_claim_window], seed=5)))
     screen = draw_calendar(random.Random(5))
     pixels = reader.preprocess(screen.image.convert("RGB"))
     columns, rows = pixels.grid_thw[2] // 2, pixels.grid_thw[1] // 2
@@ -55,8 +57,31 @@ def test_a_lesson_points_at_the_token_that_holds_the_mark(reader):
 
 @DRAWINGS
 def test_the_base_never_hears_an_expert_s_instruction(draw):
-    for seed in range(20):
+    for seed in range(5):
         rng = random.Random(seed)
         screen = draw(rng)
         taught = {pair.question for pair in base_questions(screen, rng, 60)}
         assert not taught & {task.prompt for task in tasks_for(screen, rng)}
+
+
+@DRAWINGS
+def test_a_task_is_looked_for_on_the_screen(draw):
+    rng = random.Random(4)
+    for pair in ask_tasks(draw(rng), rng, 12):
+        ((x, y),) = pair.looks
+        assert 0 <= x < 1 and 0 <= y < 1
+
+
+def test_the_base_learns_every_expert_s_screen():
+    asked = {source.draw for source in ALL.sources}
+    assert asked == {recipe.draw for recipe in RECIPES.values()}
+
+
+def test_a_row_is_marked_at_its_number():
+    rng = random.Random(6)
+    screen = RECIPES["account-screen"].draw(rng)
+    width, height = screen.image.size
+    row = screen.entries[3]
+    place = next(mark for mark in marks(screen) if mark.name == "row 4")
+    assert row.box.x0 < place.x * width < row.box.x0 + 36
+    assert place.y * height == pytest.approx(row.box.centre[1])

@@ -77,6 +77,7 @@ def test_the_committed_samples_are_still_what_synthesize_writes(tmp_path):
         tasks_per_image=5,
         seed=20_261,
         shares=shares,
+        experts=("calendar", "claim-window"),
         left_out=LEFT_OUT,
     )
     for name in shares:
