@@ -347,8 +347,9 @@ class TestExecutorErrors:
     ) -> None:
         executor.delay_s = 30.0
         started = asyncio.get_running_loop().time()
-        code, reason = await failure(router.stub.Route(route(), timeout=0.5))
-        assert (code, reason) == ("DEADLINE_EXCEEDED", "EXECUTOR_TIMEOUT")
+        # On a busy machine the caller's own clock may be first, and states no reason.
+        code, _ = await failure(router.stub.Route(route(), timeout=0.5))
+        assert code == "DEADLINE_EXCEEDED"
         assert asyncio.get_running_loop().time() - started < 1.5
 
     async def test_a_slow_generation_costs_the_deadline_and_no_more(
@@ -358,7 +359,7 @@ class TestExecutorErrors:
         executor.delay_s = 30.0
         started = asyncio.get_running_loop().time()
         call = router.stub.Predict(predict(agent_hint=hint), timeout=0.5)
-        assert await failure(call) == ("DEADLINE_EXCEEDED", "EXECUTOR_TIMEOUT")
+        assert (await failure(call))[0] == "DEADLINE_EXCEEDED"
         assert asyncio.get_running_loop().time() - started < 1.5
 
     async def test_an_executor_that_dies_while_it_is_asked(self, start: Call) -> None:
@@ -380,7 +381,8 @@ class TestExecutorErrors:
         router = await start(executor.address, executor_call_max_s=0.2)
         await router.until_serving()
         executor.delay_s = 30.0
-        assert (await failure(router.stub.Route(route())))[0] == "DEADLINE_EXCEEDED"
+        expected = ("DEADLINE_EXCEEDED", "EXECUTOR_TIMEOUT")
+        assert await failure(router.stub.Route(route())) == expected
 
 
 class TestHandshake:
@@ -593,7 +595,7 @@ class TestAudit:
             await asyncio.sleep(0.01)
         call.cancel()
         for _ in range(500):
-            if path.read_text():
+            if self.records(path):
                 break
             await asyncio.sleep(0.01)
         [record] = self.records(path)
