@@ -137,7 +137,8 @@ def test_why(said: dict[str, str]) -> None:
     [routed] = messages(said["Why a decision was taken"])
     assert routed["decision"]["reason"] == "DECISION_REASON_ROUTER"
     assert routed["decision"]["probabilities"].keys() == {"calendar", "claim-window"}
-    explained = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", DOCUMENT, re.MULTILINE))
+    section = DOCUMENT.partition("Why a decision was taken\n")[2].partition("\n#")[0]
+    explained = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", section, re.MULTILINE))
     names = types_pb2.DESCRIPTOR.enum_types_by_name["DecisionReason"].values_by_name
     reasons = {name.removeprefix("DECISION_REASON_") for name in names}
     assert explained == reasons - {"UNSPECIFIED"}

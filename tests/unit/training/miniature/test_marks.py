@@ -69,7 +69,8 @@ def test_a_task_is_looked_for_on_the_screen(draw):
     rng = random.Random(4)
     for pair in ask_tasks(draw(rng), rng, 12):
         ((x, y),) = pair.looks
-        assert 0 <= x < 1 and 0 <= y < 1
+        assert 0 <= x < 1
+        assert 0 <= y < 1
 
 
 def test_the_base_learns_every_expert_s_screen():
