@@ -37,7 +37,6 @@ from training.data.records import Record, read_records
 INDEX_FILE = "features.json"
 _SHARD_ROWS = 4096
 # A cold executor may need long for its first screen.
-_CALL_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class FeatureTable:
 def cache_features(
     records_path: Path,
     images_root: Path,
-    executor_address: str,
+    executor: Molora,
     out: Path,
     *,
     unknown: bool = False,
@@ -99,7 +98,7 @@ def cache_features(
     Args:
         records_path: JSONL of records, each with its `adapter`, or with an agent's hint instead.
         images_root: Folder that the records' image paths are relative to.
-        executor_address: host:port of an executor that has every named expert loaded.
+        executor: Connected to an executor that has every named expert loaded.
         out: Directory of the cache; made if it is missing.
         unknown: The records show what no loaded expert knows: whatever they name, none has a label.
         progress: Show a progress bar.
@@ -121,27 +120,26 @@ def cache_features(
     out.mkdir(parents=True, exist_ok=True)
     # Written last, so gone first: a directory without it is no cache.
     (out / INDEX_FILE).unlink(missing_ok=True)
-    with Molora(executor=executor_address, timeout_s=_CALL_TIMEOUT_S) as client:
-        info = client.server_info()
-        index = FeatureIndex(
-            feature_spec=_feature_spec(info),
-            expert_set=info.expert_set,
-            experts=() if unknown else _named_experts(client, records),
-            dataset_digest=_sha256(records_path.read_bytes()),
-            sources=tuple(sorted({_source(record, records_path) for record in records})),
-            refused_rows=len(read.refused),
-            shards={},
-        )
-        rows = track(
-            _extract(client, records, records_path, images_root, index),
-            description="features",
-            total=len(records),
-            disable=not progress,
-        )
-        for number, shard in enumerate(_in_shards(rows)):
-            name = f"shard-{number:05d}.safetensors"
-            save_file(shard, out / name, metadata={"feature_spec": index.feature_spec.digest})
-            index.shards[name] = _sha256((out / name).read_bytes())
+    info = executor.server_info()
+    index = FeatureIndex(
+        feature_spec=_feature_spec(info),
+        expert_set=info.expert_set,
+        experts=() if unknown else _named_experts(executor, records),
+        dataset_digest=_sha256(records_path.read_bytes()),
+        sources=tuple(sorted({_source(record, records_path) for record in records})),
+        refused_rows=len(read.refused),
+        shards={},
+    )
+    rows = track(
+        _extract(executor, records, records_path, images_root, index),
+        description="features",
+        total=len(records),
+        disable=not progress,
+    )
+    for number, shard in enumerate(_in_shards(rows)):
+        name = f"shard-{number:05d}.safetensors"
+        save_file(shard, out / name, metadata={"feature_spec": index.feature_spec.digest})
+        index.shards[name] = _sha256((out / name).read_bytes())
     (out / INDEX_FILE).write_text(_to_json(index), encoding="utf-8")
     return index
 

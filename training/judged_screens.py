@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from molora_client import Molora
 from training.data.calls import ToolCall
 from training.data.records import Record, new_record, read_records, write_records
 from training.data.synthesize import EXPERTS, synthesize
@@ -35,7 +36,7 @@ _PROMPT = "Click the button in the middle"
 
 def judged_screens(
     folder: Path,
-    executor_address: str,
+    executor: Molora,
     experts: Sequence[str],
     *,
     images: int,
@@ -46,7 +47,7 @@ def judged_screens(
 
     Args:
         folder: Of everything; made if it is missing.
-        executor_address: host:port of an executor that has the experts loaded.
+        executor: Connected to an executor that has the experts loaded.
         experts: Whose screens. Those of the other kinds that can be drawn are strangers.
         images: Of all the experts together, as many of each, rounded up, and at the sizes that
             they were trained on; a sixth as many strangers are drawn, likewise.
@@ -65,8 +66,8 @@ def judged_screens(
     draw(screens, experts, images_per_kind=each, tasks=1, seed=seed)
     if not (strangers / RECORDS).exists():
         _draw_strangers(strangers, experts, math.ceil(images * STRANGERS_SHARE), seed)
-    extract(screens, executor_address, folder, progress=progress)
-    extract(strangers, executor_address, folder / UNKNOWN, unknown=True, progress=progress)
+    extract(screens, executor, folder, progress=progress)
+    extract(strangers, executor, folder / UNKNOWN, unknown=True, progress=progress)
     return folder
 
 
@@ -94,13 +95,11 @@ def draw(
 
 
 def extract(
-    drawn: Path, executor_address: str, out: Path, *, unknown: bool = False, progress: bool = True
+    drawn: Path, executor: Molora, out: Path, *, unknown: bool = False, progress: bool = True
 ) -> None:
     """Caches the features of what `draw` left, unless they are there."""
     if not (out / INDEX_FILE).exists():
-        cache_features(
-            drawn / RECORDS, drawn, executor_address, out, unknown=unknown, progress=progress
-        )
+        cache_features(drawn / RECORDS, drawn, executor, out, unknown=unknown, progress=progress)
 
 
 def _draw_strangers(folder: Path, experts: Sequence[str], images: int, seed: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.cli import connection, evaluation, output
-from clients.cli.connection import TimeoutS, TlsCa, TokenFile
+from clients.cli.connection import TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile, client_tls
 from clients.cli.evaluation import STDOUT, Asked
 from clients.cli.exits import refused_input
 
@@ -80,6 +80,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the choice of cases and all that is random.")] = 0,
     timeout_s: TimeoutS = BATCH_TIMEOUT_S,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     token_file: TokenFile = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="JSON for machines; - is stdout.")
@@ -96,7 +98,8 @@ def evaluate(
     live = records is not None or features is None
     asked = Asked(
         records, images_root, cases, router, executor, bundle, run or (), concurrency,
-        max_new_tokens, seed, timeout_s, tls_ca, token_file,
+        max_new_tokens, seed, timeout_s, client_tls(tls_ca, tls_cert, tls_key),
+        token_file,
     )  # fmt: skip
     with refused_input():
         evaluation.make_folders(json_file, report)

@@ -19,7 +19,7 @@ import typer
 
 from clients.cli import output
 from clients.cli.exits import failed_calls, refused_input
-from molora_client import AsyncMolora, Tls
+from molora_client import AsyncMolora, Molora, Tls
 
 if TYPE_CHECKING:
     from training.evaluation.core import Case
@@ -58,7 +58,7 @@ class Asked:
     max_new_tokens: int
     seed: int
     timeout_s: float
-    tls_ca: Path | None
+    tls: Tls | None
     token_file: Path | None
 
     def __post_init__(self) -> None:
@@ -66,6 +66,11 @@ class Asked:
             raise typer.BadParameter(
                 "--router and --executor go together; without both, the miniature is started"
             )
+
+    @property
+    def token(self) -> str | None:
+        """The bearer token, if there is a file of it."""
+        return self.token_file.read_text(encoding="utf-8").strip() if self.token_file else None
 
 
 def evaluate_live(asked: Asked, *, as_json: bool) -> Evaluation:
@@ -111,10 +116,18 @@ def draw(asked: Asked, folder: Path, images: int, *, as_json: bool) -> None:
             raise ValueError(f"{folder} is not empty: leave out --draw, or choose a new folder")
         try:
             bundle = load_bundle(asked.bundle or EMBEDDED_BUNDLE)
-            with _services(asked) as addresses:
+            with (
+                _services(asked) as addresses,
+                Molora(
+                    executor=addresses.executor,
+                    token=asked.token,
+                    tls=asked.tls,
+                    timeout_s=asked.timeout_s,
+                ) as client,
+            ):
                 judged_screens(
                     folder,
-                    addresses.executor,
+                    client,
                     [expert.name for expert in bundle.manifest.experts],
                     images=images,
                     seed=asked.seed + DRAWN_SEED_OFFSET,
@@ -204,12 +217,9 @@ def _services(asked: Asked) -> Iterator[Services]:
 async def _run(asked: Asked, addresses: Services, cases: Sequence[Case]) -> Run:
     from training.evaluation.run import run_cases
 
-    file = asked.token_file
-    token = file.read_text(encoding="utf-8").strip() if file else None
-    tls = Tls(ca_file=asked.tls_ca) if asked.tls_ca else None
     with output.progress("cases") as progress:
         async with AsyncMolora(
-            addresses.router, addresses.executor, token, tls, asked.timeout_s
+            addresses.router, addresses.executor, asked.token, asked.tls, asked.timeout_s
         ) as client:
             return await run_cases(
                 client,

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import typer
 
 from clients.cli import connection, output
-from clients.cli.connection import Executor, Json
-from clients.cli.exits import BAD_INPUT, failed_calls, refused_input
+from clients.cli.connection import (
+    Executor,
+    Json,
+    TimeoutS,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+)
+from clients.cli.exits import BAD_INPUT, refused_input
 
 if TYPE_CHECKING:
     from training.outcome import Outcome
@@ -24,6 +32,8 @@ app = typer.Typer(help="Experts, and the router's head.", no_args_is_help=True)
 
 # The configuration of a run reads its own flags, and prints its own help.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+# Of one call: an executor that serves others as well may let it wait.
+FEATURES_TIMEOUT_S = 120.0
 Result = TypeVar("Result", covariant=True)
 
 
@@ -52,14 +62,26 @@ def features(
         Path | None, typer.Option(help="What image paths are relative to; unset: the file's.")
     ] = None,
     executor: Executor = connection.EXECUTOR,
+    timeout_s: TimeoutS = FEATURES_TIMEOUT_S,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
     """Extract the router's features of a data set from a running executor."""
     from training.features import cache_features
 
     root = images_root or records.parent
-    with failed_calls(as_json), refused_input():
-        index = cache_features(records, root, executor, out, progress=not as_json)
+    asked = connection.connected(
+        executor=executor,
+        timeout_s=timeout_s,
+        tls=connection.client_tls(tls_ca, tls_cert, tls_key),
+        token_file=token_file,
+        as_json=as_json,
+    )
+    with refused_input(), asked as client:
+        index = cache_features(records, root, client, out, progress=not as_json)
     if as_json:
         output.print_json(connection.plain(index))
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from molora_client import Molora
 from tests.support import router_bundle
 from tests.support.stub_executor import StubExecutor, serving
 from training.features import FeatureIndex, cache_features, load_features
@@ -48,9 +49,12 @@ _ANSWER = f"<tool_call>\n{json.dumps(_CALL)}\n</tool_call>"
 
 
 async def cache(records: Path, address: str, out: Path) -> FeatureIndex:
-    return await asyncio.to_thread(
-        cache_features, records, records.parent, address, out, progress=False
-    )
+    return await asyncio.to_thread(extract, records, address, out)
+
+
+def extract(records: Path, address: str, out: Path, *, unknown: bool = False) -> FeatureIndex:
+    with Molora(executor=address) as client:
+        return cache_features(records, records.parent, client, out, unknown=unknown, progress=False)
 
 
 async def test_every_record_is_extracted_and_every_screen_is_sent_once(tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ async def test_rows_that_are_no_records_are_counted(tmp_path: Path) -> None:
     assert index.refused_rows == 2
     records.write_text("no json\n")
     with pytest.raises(ValueError, match="no record: 1 rows were refused"):
-        cache_features(records, tmp_path, "127.0.0.1:1", tmp_path / "none", progress=False)
+        extract(records, "127.0.0.1:1", tmp_path / "none")
 
 
 async def test_an_executor_that_changes_in_between(tmp_path: Path) -> None:
@@ -157,9 +161,7 @@ async def test_an_executor_that_changes_in_between(tmp_path: Path) -> None:
 async def test_what_no_expert_knows_has_no_label(tmp_path: Path) -> None:
     records, out = write_records(tmp_path, ["desktop", None]), tmp_path / "unknown"
     async with serving(StubExecutor()) as address:
-        await asyncio.to_thread(
-            cache_features, records, tmp_path, address, out, unknown=True, progress=False
-        )
+        await asyncio.to_thread(extract, records, address, out, unknown=True)
     table = load_features(out)
     assert table.index.experts == ()
     assert table.label.tolist() == [-1] * 4

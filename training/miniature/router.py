@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from molora_client import Molora
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from training.demo.server import ServerProcess
 from training.export import export_bundle
@@ -18,6 +19,7 @@ from training.stage1 import Stage1Config, train_stage1
 IMAGES_PER_KIND = 200
 TASKS_PER_IMAGE = 4
 START_S = 120.0
+CALL_TIMEOUT_S = 120.0
 # Screens of its own: neither the base, the experts nor the sample set has drawn them.
 SEED_OFFSET = 7_000_003
 # And others to judge the head on, which it has not learnt from either.
@@ -98,11 +100,12 @@ def _extract(
     ) as executor:
         executor.wait_serving(START_S)
         address = executor.wait_listening(START_S)
-        extract(work / "routing", address, work / "features")
-        judged_screens(
-            work / "judged",
-            address,
-            names,
-            images=judged_images,
-            seed=seed + JUDGED_SEED_OFFSET,
-        )
+        with Molora(executor=address, timeout_s=CALL_TIMEOUT_S) as client:
+            extract(work / "routing", client, work / "features")
+            judged_screens(
+                work / "judged",
+                client,
+                names,
+                images=judged_images,
+                seed=seed + JUDGED_SEED_OFFSET,
+            )

@@ -5,6 +5,7 @@ Knows an executor's feature flags and stage 1; knows no answer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from molora_client import Molora
 from training.features import INDEX_FILE, FeatureTable, cache_features, load_features
 from training.heads import LayeredHead, RouterHead
 from training.services import executor_started
@@ -23,6 +25,7 @@ from training.study.kept import Kept
 from training.study.screens import Sets
 
 WIDTHS = (32, 64, 128, 256)
+_CALL_TIMEOUT_S = 120.0
 DEFAULT_WIDTH = Stage1Config().width
 
 
@@ -92,12 +95,14 @@ def extract(
 
     def run() -> dict[str, float]:
         seconds, records = 0.0, 0
-        with executor_started(*executor_flags, *spec.flags) as address:
+        with contextlib.ExitStack() as stack:
+            address = stack.enter_context(executor_started(*executor_flags, *spec.flags))
+            client = stack.enter_context(Molora(executor=address, timeout_s=_CALL_TIMEOUT_S))
             for name, file in (("learnt", sets.learnt), ("unseen", sets.unseen)):
                 out = folder / spec.name / name
                 start = time.monotonic()
                 if not (out / INDEX_FILE).exists():
-                    cache_features(file, file.parent, address, out, progress=False)
+                    cache_features(file, file.parent, client, out, progress=False)
                 seconds += time.monotonic() - start
                 records += len(load_features(out))
         return {"seconds": seconds, "records": records, "seconds_a_record": seconds / records}

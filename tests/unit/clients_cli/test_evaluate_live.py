@@ -84,7 +84,8 @@ def test_screens_to_judge_on_are_drawn_first(molora, stub, monkeypatch, tmp_path
     drawn = []
 
     def draw(folder, executor, experts, **given):
-        drawn.append((executor, experts, given["images"], given["progress"]))
+        drawn.append((experts, given["images"], given["progress"]))
+        assert executor.server_info().model == "m"
         write_calibrated(folder, images=200)
         write_calibrated(folder / "unknown", images=7)
 
@@ -96,7 +97,7 @@ def test_screens_to_judge_on_are_drawn_first(molora, stub, monkeypatch, tmp_path
     )
     done = molora(*asked)
     assert done.exit_code == 0, done.stderr
-    assert drawn == [(stub.address, ["calendar", "chart", "claim-window"], 200, False)]
+    assert drawn == [(["calendar", "chart", "claim-window"], 200, False)]
     stated = json.loads(done.stdout)["judgement"]
     assert stated["fit"]["max_refused"] == 0.1
     assert stated["refusals"]["unknown"]["synthetic"]["n"] == 7

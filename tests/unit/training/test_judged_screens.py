@@ -16,6 +16,7 @@ from training.features import INDEX_FILE
 from training.screens.strangers import STRANGERS
 
 TWO = ("calendar", "login-window")
+EXECUTOR: Any = object()
 
 
 @pytest.fixture
@@ -24,9 +25,9 @@ def extracted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, bool]]:
     seen: list[tuple[Path, bool]] = []
 
     def cache_features(
-        records: Path, root: Path, address: str, out: Path, *, unknown: bool, progress: bool
+        records: Path, root: Path, executor: object, out: Path, *, unknown: bool, progress: bool
     ) -> None:
-        assert (records.parent, address, progress) == (root, "here:1", False)
+        assert (records.parent, executor, progress) == (root, EXECUTOR, False)
         out.mkdir(exist_ok=True)
         (out / INDEX_FILE).write_text("{}")
         seen.append((out, unknown))
@@ -39,7 +40,7 @@ def extracted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, bool]]:
 
 def drawn(folder: Path, experts: tuple[str, ...] = TWO, **changes: Any) -> Path:
     given: dict[str, Any] = {"images": 5, "seed": 3, **changes}
-    return judged.judged_screens(folder, "here:1", experts, progress=False, **given)
+    return judged.judged_screens(folder, EXECUTOR, experts, progress=False, **given)
 
 
 def records(folder: Path) -> tuple[Record, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from molora_client import Molora
 from router_service.bundle import load_bundle
 from tests.support import router_bundle
 from tests.support.feature_cache import write_calibrated
@@ -44,11 +45,13 @@ class Steps:
     def draw(self, folder: Path, names: list[str], **given: Any) -> None:
         self.done.append(("draw", names, given["seed"]))
 
-    def extract(self, drawn: Path, address: str, out: Path) -> None:
-        self.done.append(("extract", drawn.name, address))
+    def extract(self, drawn: Path, executor: Molora, out: Path) -> None:
+        self.done.append(("extract", drawn.name))
         write_calibrated(out, images=30, digest="a" * 64)
 
-    def judged_screens(self, folder: Path, address: str, names: list[str], **given: Any) -> None:
+    def judged_screens(
+        self, folder: Path, executor: Molora, names: list[str], **given: Any
+    ) -> None:
         self.done.append(("judged", names, given["seed"], given["images"]))
         write_calibrated(folder, images=given["images"])
         write_calibrated(folder / "unknown", images=3)
@@ -101,7 +104,7 @@ def test_one_executor_sees_both_sets_and_the_bundle_is_fitted(
     assert steps.done == [
         ("draw", NAMES, 5 + router.SEED_OFFSET),
         ("server", "executor_service"),
-        ("extract", "routing", "here:1"),
+        ("extract", "routing"),
         ("judged", NAMES, 5 + router.JUDGED_SEED_OFFSET, JUDGED),
         ("stage 1", "features", 5),
     ]
