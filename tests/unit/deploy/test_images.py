@@ -5,16 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import subprocess
-import sys
-import zipfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 from typer.main import get_command
 
 from clients.cli.tree import app
@@ -22,37 +17,14 @@ from executor_service.settings import ExecutorSettings
 from router_service.settings import RouterSettings
 from service_chassis.settings import ServerSettings, parse_settings
 from tests.support.certificates import Authority, write_server
-from tests.support.wheels import ROOT, built_wheel
+from tests.support.dockerfile import last
+from tests.support.wheels import ROOT
 
 TARGETS = {"router": "50051", "executor": "50052", "all": "50051"}
 SETTINGS: dict[str, type[ServerSettings]] = {
     "executor": ExecutorSettings,
     "router": RouterSettings,
 }
-# What pip says where it reaches no index.
-NO_INDEX = ("No matching distribution", "Could not find a version", "ConnectionError")
-
-
-def read_stages() -> dict[str, list[tuple[str, str]]]:
-    """Instructions (name, rest) of each stage, with those of the stages below it."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
-    stages: dict[str, list[tuple[str, str]]] = {}
-    name = ""
-    for line in filter(None, text.replace("\\\n", " ").splitlines()):
-        instruction, _, rest = line.partition(" ")
-        if instruction == "FROM":
-            below, _, name = rest.partition(" AS ")
-            stages[name] = list(stages.get(below, []))
-        else:
-            stages[name].append((instruction, " ".join(rest.split())))
-    return stages
-
-
-STAGES = read_stages()
-
-
-def last(target: str, instruction: str) -> str:
-    return [rest for name, rest in STAGES[target] if name == instruction][-1]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -81,64 +53,6 @@ def test_what_the_build_copies_is_what_the_wheel_holds() -> None:
     assert listed
     packages = {name.split("/")[0] for name in re.findall(r'"(.*?)"', listed[1])}
     assert packages <= taken
-
-
-def test_the_router_s_install_line_brings_no_torch(tmp_path: Path) -> None:
-    """The line itself, as if nothing were installed; what it would install, it only says."""
-    [line] = [rest for name, rest in STAGES["router-packages"] if "pip install" in rest]
-    pip = f"{sys.executable} -m pip install --dry-run --ignore-installed --quiet --report report"
-    line = re.sub(r"--mount=\S+ ", "", line).replace("pip install", pip)
-    line = line.replace("/wheels", str(built_wheel().parent)).replace("/app", "app")
-    done = subprocess.run(
-        ["bash", "-euc", line],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    if done.returncode and any(sign in done.stderr for sign in NO_INDEX):
-        pytest.skip("needs a package index: pip reaches none here")
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report").read_text())
-    names = {one["metadata"]["name"].lower() for one in report["install"]}
-    assert {"molora", "onnxruntime", "numpy", "grpcio", "typer"} <= names
-    assert not names & {"torch", "transformers", "safetensors", "pillow", "peft", "onnx"}
-
-
-def installed(*extras: str) -> dict[str, metadata.Distribution]:
-    """What these extras of ours bring, and what that brings, as it is installed here."""
-    found: dict[str, metadata.Distribution] = {}
-    wanted = [Requirement(f"molora[{','.join(extras)}]")]
-    while wanted:
-        requirement = wanted.pop()
-        distribution = metadata.distribution(requirement.name)
-        found[requirement.name] = distribution
-        for text in distribution.requires or ():
-            needed = Requirement(text)
-            needs = [{"extra": extra} for extra in ("", *requirement.extras)]
-            applies = needed.marker is None or any(map(needed.marker.evaluate, needs))
-            # Our own extras name each other, and none of them names itself.
-            if applies and (needed.name not in found or needed.name == "molora"):
-                wanted.append(needed)
-    return found
-
-
-def test_the_router_s_packages_leave_room_below_300_mb() -> None:
-    """The image is these packages on a distroless Python, which has about 50 MB."""
-    brought = installed("router")
-    del brought["molora"]
-    assert {"onnxruntime", "numpy", "grpcio", "typer"} <= brought.keys()
-    assert "torch" not in brought
-    paths = {
-        Path(str(file.locate()))
-        for distribution in brought.values()
-        for file in distribution.files or ()
-    }
-    total_bytes = sum(path.stat().st_size for path in paths if path.is_file())
-    with zipfile.ZipFile(built_wheel()) as wheel:
-        total_bytes += sum(entry.file_size for entry in wheel.infolist())
-    assert 150e6 < total_bytes < 250e6
 
 
 def parsed(service: str, environ: dict[str, str], monkeypatch: Any, folder: Path) -> ServerSettings:
