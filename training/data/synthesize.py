@@ -68,6 +68,11 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
 EXPERTS = tuple(_KINDS)
 """All the experts whose screens can be drawn."""
 
+DRAWS: Mapping[str, Callable[[random.Random], Screen]] = MappingProxyType(
+    {expert: kind.draw for expert, kind in _KINDS.items()}
+)
+"""What draws one screen of each."""
+
 
 @dataclass(frozen=True)
 class Split:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.calls import format_calls
+from training.data.synthesize import DRAWS
 from training.lora import lora_config
 from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
@@ -27,24 +28,7 @@ from training.miniature.marks import marks
 from training.miniature.speed import patches_as_products
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.packing import QuestionAnswer
-from training.screens.account_screen import draw_account_screen
-from training.screens.appointment import draw_appointment
-from training.screens.calendar import draw_calendar
-from training.screens.chart_screen import draw_chart_screen
-from training.screens.claim_window import draw_claim_window
-from training.screens.desktop import draw_desktop
-from training.screens.login_window import draw_login_window
-from training.screens.tasks import (
-    ACCOUNT_SCREEN,
-    APPOINTMENT,
-    CALENDAR,
-    CHART_SCREEN,
-    CLAIM_WINDOW,
-    DESKTOP,
-    LOGIN_WINDOW,
-    Task,
-    tasks_for,
-)
+from training.screens.tasks import CALENDAR, CLAIM_WINDOW, LOGIN_WINDOW, Task, tasks_for
 
 # What the tower cannot read, nothing that is built on it can find. Names of the provider list and
 # of the users share an image token with their neighbours; a schedule is shown at half its size,
@@ -73,15 +57,6 @@ class ExpertRecipe:
     questions: int = 18
 
 
-_DRAWS: Mapping[str, Draw] = {
-    CALENDAR: draw_calendar,
-    CLAIM_WINDOW: draw_claim_window,
-    APPOINTMENT: draw_appointment,
-    LOGIN_WINDOW: draw_login_window,
-    DESKTOP: draw_desktop,
-    CHART_SCREEN: draw_chart_screen,
-    ACCOUNT_SCREEN: draw_account_screen,
-}
 # Ranks differ, as those of the user's experts do: the claim window has the most to say. Small
 # screens go together, and what stands closest together takes longest.
 _RANKS = {CLAIM_WINDOW: 16}
@@ -91,7 +66,7 @@ RECIPES = {
     expert: ExpertRecipe(
         label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 2), _STEPS.get(expert, 220)
     )
-    for label, (expert, draw) in enumerate(_DRAWS.items())
+    for label, (expert, draw) in enumerate(DRAWS.items())
 }
 
 
