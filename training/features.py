@@ -36,7 +36,8 @@ from training.data.records import Record, read_records
 
 INDEX_FILE = "features.json"
 _SHARD_ROWS = 4096
-# A cold executor may need long for its first screen.
+# Of a client that extracts: a cold executor may need long for its first screen.
+CALL_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)

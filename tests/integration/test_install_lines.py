@@ -69,8 +69,9 @@ def test_the_router_starts_without_torch(tmp_path: Path) -> None:
     clean = Clean(tmp_path)
     clean.install("router-packages")
     packages = {"PYTHONPATH": str(tmp_path / "app")}
-    assert clean.has("onnxruntime", **packages)
-    assert not clean.has("torch", **packages)
+    assert clean.has("molora_client, onnxruntime, numpy, grpc, typer", **packages)
+    for heavy in ("torch", "transformers", "safetensors", "PIL", "peft", "onnx"):
+        assert not clean.has(heavy, **packages)
     total_bytes = sum(path.stat().st_size for path in (tmp_path / "app").rglob("*"))
     assert 150e6 < total_bytes < 250e6
     entry = json.loads(last("router", "ENTRYPOINT"))

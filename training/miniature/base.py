@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
-from training.data.synthesize import EXPERTS
+from training.data.synthesize import DRAWS, EXPERTS
 from training.miniature.checkpoint import write_untrained
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
@@ -23,14 +23,9 @@ from training.miniature.questions import base_questions, corpus
 from training.miniature.speed import patches_as_products
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.miniature.tower import teach_tower
-from training.screens.account_screen import draw_account_screen
-from training.screens.appointment import draw_appointment
 from training.screens.calendar import draw_calendar
-from training.screens.chart_screen import draw_chart_screen
 from training.screens.claim_window import ClaimScreen, draw_claim_window
-from training.screens.desktop import draw_desktop
-from training.screens.login_window import draw_login_window
-from training.screens.tasks import CALENDAR, CLAIM_WINDOW
+from training.screens.tasks import ACCOUNT_SCREEN, APPOINTMENT, CALENDAR, CLAIM_WINDOW, DESKTOP
 
 # The third of five: two layers before it to read the question, two after it to write the answer.
 GUIDED_LAYER = 2
@@ -39,15 +34,9 @@ SERVER_SYSTEM = "You are a computer-use agent."
 EXPERT_SYSTEMS = {
     expert: f"You work the {expert.replace('-', ' ')} of a dental practice." for expert in EXPERTS
 }
-OTHERS: tuple[Draw, ...] = (
-    draw_appointment,
-    draw_login_window,
-    draw_desktop,
-    draw_chart_screen,
-    draw_account_screen,
-)
+_OTHERS = tuple(draw for expert, draw in DRAWS.items() if expert not in (CALENDAR, CLAIM_WINDOW))
 # Whose writing is the smallest once they are scaled down; they take longest.
-_SMALLEST: tuple[Draw, ...] = (draw_appointment, draw_desktop)
+_SMALLEST = (DRAWS[APPOINTMENT], DRAWS[DESKTOP])
 # Names of the provider list are the rarest and the smallest writing.
 _OPEN_LISTS = 0.8
 
@@ -91,11 +80,11 @@ FIRST = Course(
 )
 ALL = Course(
     "all",
-    [draw_calendar, _draw_claim_window, *OTHERS, *_SMALLEST],
+    [draw_calendar, _draw_claim_window, *_OTHERS, *_SMALLEST],
     [
         _source(draw_calendar, 4),
         _source(draw_claim_window, 2),
-        *(_source(draw, 2) for draw in (*OTHERS, *_SMALLEST, draw_account_screen)),
+        *(_source(draw, 2) for draw in (*_OTHERS, *_SMALLEST, DRAWS[ACCOUNT_SCREEN])),
     ],
     sources_a_step=3,
 )

@@ -11,7 +11,7 @@ from molora_client import Molora
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from training.demo.server import ServerProcess
 from training.export import export_bundle
-from training.features import INDEX_FILE
+from training.features import CALL_TIMEOUT_S, INDEX_FILE
 from training.judged_screens import UNKNOWN, draw, extract, judged_screens
 from training.judgement import fit_bundle
 from training.stage1 import Stage1Config, train_stage1
@@ -19,7 +19,6 @@ from training.stage1 import Stage1Config, train_stage1
 IMAGES_PER_KIND = 200
 TASKS_PER_IMAGE = 4
 START_S = 120.0
-CALL_TIMEOUT_S = 120.0
 # Screens of its own: neither the base, the experts nor the sample set has drawn them.
 SEED_OFFSET = 7_000_003
 # And others to judge the head on, which it has not learnt from either.

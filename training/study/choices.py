@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from molora_client import Molora
-from training.features import INDEX_FILE, FeatureTable, cache_features, load_features
+from training.features import (
+    CALL_TIMEOUT_S,
+    INDEX_FILE,
+    FeatureTable,
+    cache_features,
+    load_features,
+)
 from training.heads import LayeredHead, RouterHead
 from training.services import executor_started
 from training.stage1 import Stage1Config, head_logits, train_stage1
@@ -25,7 +31,6 @@ from training.study.kept import Kept
 from training.study.screens import Sets
 
 WIDTHS = (32, 64, 128, 256)
-_CALL_TIMEOUT_S = 120.0
 DEFAULT_WIDTH = Stage1Config().width
 
 
@@ -97,7 +102,7 @@ def extract(
         seconds, records = 0.0, 0
         with contextlib.ExitStack() as stack:
             address = stack.enter_context(executor_started(*executor_flags, *spec.flags))
-            client = stack.enter_context(Molora(executor=address, timeout_s=_CALL_TIMEOUT_S))
+            client = stack.enter_context(Molora(executor=address, timeout_s=CALL_TIMEOUT_S))
             for name, file in (("learnt", sets.learnt), ("unseen", sets.unseen)):
                 out = folder / spec.name / name
                 start = time.monotonic()

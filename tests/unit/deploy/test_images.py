@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from typer.main import get_command
 
 from clients.cli.tree import app
@@ -18,7 +21,7 @@ from router_service.settings import RouterSettings
 from service_chassis.settings import ServerSettings, parse_settings
 from tests.support.certificates import Authority, write_server
 from tests.support.dockerfile import last
-from tests.support.wheels import ROOT
+from tests.support.wheels import ROOT, built_wheel
 
 TARGETS = {"router": "50051", "executor": "50052", "all": "50051"}
 SETTINGS: dict[str, type[ServerSettings]] = {
@@ -53,6 +56,41 @@ def test_what_the_build_copies_is_what_the_wheel_holds() -> None:
     assert listed
     packages = {name.split("/")[0] for name in re.findall(r'"(.*?)"', listed[1])}
     assert packages <= taken
+
+
+def installed(*extras: str) -> dict[str, metadata.Distribution]:
+    """What these extras of ours bring, and what that brings, as it is installed here."""
+    found: dict[str, metadata.Distribution] = {}
+    wanted = [Requirement(f"molora[{','.join(extras)}]")]
+    while wanted:
+        requirement = wanted.pop()
+        distribution = metadata.distribution(requirement.name)
+        found[requirement.name] = distribution
+        for text in distribution.requires or ():
+            needed = Requirement(text)
+            needs = [{"extra": extra} for extra in ("", *requirement.extras)]
+            applies = needed.marker is None or any(map(needed.marker.evaluate, needs))
+            # Our own extras name each other, and none of them names itself.
+            if applies and (needed.name not in found or needed.name == "molora"):
+                wanted.append(needed)
+    return found
+
+
+def test_the_router_s_packages_leave_room_below_300_mb() -> None:
+    """The image is these packages on a distroless Python, which has about 50 MB."""
+    brought = installed("router")
+    del brought["molora"]
+    assert {"onnxruntime", "numpy", "grpcio", "typer"} <= brought.keys()
+    assert "torch" not in brought
+    paths = {
+        Path(str(file.locate()))
+        for distribution in brought.values()
+        for file in distribution.files or ()
+    }
+    total_bytes = sum(path.stat().st_size for path in paths if path.is_file())
+    with zipfile.ZipFile(built_wheel()) as wheel:
+        total_bytes += sum(entry.file_size for entry in wheel.infolist())
+    assert 150e6 < total_bytes < 250e6
 
 
 def parsed(service: str, environ: dict[str, str], monkeypatch: Any, folder: Path) -> ServerSettings:
