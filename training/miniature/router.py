@@ -9,16 +9,15 @@ from pathlib import Path
 
 from molora_client import Molora
 from router_service.bundle import MANIFEST_FILE, load_bundle
-from training.demo.server import ServerProcess
 from training.export import export_bundle
 from training.features import CALL_TIMEOUT_S, INDEX_FILE
 from training.judged_screens import UNKNOWN, draw, extract, judged_screens
 from training.judgement import fit_bundle
+from training.services import executor_started
 from training.stage1 import Stage1Config, train_stage1
 
 IMAGES_PER_KIND = 200
 TASKS_PER_IMAGE = 4
-START_S = 120.0
 # Screens of its own: neither the base, the experts nor the sample set has drawn them.
 SEED_OFFSET = 7_000_003
 # And others to judge the head on, which it has not learnt from either.
@@ -86,7 +85,6 @@ def _extract(
 ) -> None:
     """Both sets of screens and their features, through one executor process."""
     names = sorted(path.parent.name for path in experts.glob("*/expert.json"))
-    flags = ["--model", str(base), "--experts-root", str(experts)]
     draw(
         work / "routing",
         names,
@@ -94,17 +92,15 @@ def _extract(
         tasks=TASKS_PER_IMAGE,
         seed=seed + SEED_OFFSET,
     )
-    with ServerProcess(
-        "executor_service", [*flags, "--port", "0", "--metrics-port", "0"]
-    ) as executor:
-        executor.wait_serving(START_S)
-        address = executor.wait_listening(START_S)
-        with Molora(executor=address, timeout_s=CALL_TIMEOUT_S) as client:
-            extract(work / "routing", client, work / "features")
-            judged_screens(
-                work / "judged",
-                client,
-                names,
-                images=judged_images,
-                seed=seed + JUDGED_SEED_OFFSET,
-            )
+    with (
+        executor_started("--model", str(base), "--experts-root", str(experts)) as address,
+        Molora(executor=address, timeout_s=CALL_TIMEOUT_S) as client,
+    ):
+        extract(work / "routing", client, work / "features")
+        judged_screens(
+            work / "judged",
+            client,
+            names,
+            images=judged_images,
+            seed=seed + JUDGED_SEED_OFFSET,
+        )

@@ -5,14 +5,12 @@ The executor, stage 1 and the export have tests of their own and are stood in fo
 
 from __future__ import annotations
 
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from molora_client import Molora
 from router_service.bundle import load_bundle
 from tests.support import router_bundle
 from tests.support.feature_cache import write_calibrated
@@ -32,26 +30,23 @@ class Steps:
         self.done: list[tuple[Any, ...]] = []
         for name in ("draw", "extract", "judged_screens", "train_stage1", "export_bundle"):
             monkeypatch.setattr(router, name, getattr(self, name))
-        monkeypatch.setattr(router, "ServerProcess", self.server)
+        monkeypatch.setattr(router, "executor_started", self.executor_started)
+        # The client's place is taken by the address that it would reach.
+        monkeypatch.setattr(router, "Molora", lambda executor, timeout_s: _Entered(executor))
         self.broken = False
 
-    def server(self, module: str, flags: list[str]) -> Any:
-        self.done.append(("server", module))
-        server = types.SimpleNamespace(
-            wait_serving=lambda timeout_s: None, wait_listening=lambda timeout_s: "here:1"
-        )
-        return _Entered(server)
+    def executor_started(self, *flags: str) -> Any:
+        self.done.append(("server", "executor_service"))
+        return _Entered("here:1")
 
     def draw(self, folder: Path, names: list[str], **given: Any) -> None:
         self.done.append(("draw", names, given["seed"]))
 
-    def extract(self, drawn: Path, executor: Molora, out: Path) -> None:
-        self.done.append(("extract", drawn.name))
+    def extract(self, drawn: Path, executor: str, out: Path) -> None:
+        self.done.append(("extract", drawn.name, executor))
         write_calibrated(out, images=30, digest="a" * 64)
 
-    def judged_screens(
-        self, folder: Path, executor: Molora, names: list[str], **given: Any
-    ) -> None:
+    def judged_screens(self, folder: Path, executor: str, names: list[str], **given: Any) -> None:
         self.done.append(("judged", names, given["seed"], given["images"]))
         write_calibrated(folder, images=given["images"])
         write_calibrated(folder / "unknown", images=3)
@@ -104,7 +99,7 @@ def test_one_executor_sees_both_sets_and_the_bundle_is_fitted(
     assert steps.done == [
         ("draw", NAMES, 5 + router.SEED_OFFSET),
         ("server", "executor_service"),
-        ("extract", "routing"),
+        ("extract", "routing", "here:1"),
         ("judged", NAMES, 5 + router.JUDGED_SEED_OFFSET, JUDGED),
         ("stage 1", "features", 5),
     ]
