@@ -24,7 +24,7 @@ from training.miniature.speed import patches_as_products
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.miniature.tower import teach_tower
 from training.screens.calendar import draw_calendar
-from training.screens.claim_window import ClaimScreen, draw_claim_window
+from training.screens.claim_window import draw_claim_window
 from training.screens.tasks import ACCOUNT_SCREEN, APPOINTMENT, CALENDAR, CLAIM_WINDOW, DESKTOP
 
 # The third of five: two layers before it to read the question, two after it to write the answer.
@@ -37,12 +37,6 @@ EXPERT_SYSTEMS = {
 _OTHERS = tuple(draw for expert, draw in DRAWS.items() if expert not in (CALENDAR, CLAIM_WINDOW))
 # Whose writing is the smallest once they are scaled down; they take longest.
 _SMALLEST = (DRAWS[APPOINTMENT], DRAWS[DESKTOP])
-# Names of the provider list are the rarest and the smallest writing.
-_OPEN_LISTS = 0.8
-
-
-def _draw_claim_window(rng: random.Random) -> ClaimScreen:
-    return draw_claim_window(rng, dropdown=rng.random() < _OPEN_LISTS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ def _source(draw: Draw, rows: int, experts: Sequence[str] = EXPERTS) -> Source:
 # time that all seven take at once.
 FIRST = Course(
     "first",
-    [draw_calendar] * 3 + [_draw_claim_window] * 3,
+    [draw_calendar] * 3 + [draw_claim_window] * 3,
     [
         _source(draw_calendar, 3, (CALENDAR, CLAIM_WINDOW)),
         _source(draw_claim_window, 2, (CALENDAR, CLAIM_WINDOW)),
@@ -80,7 +74,7 @@ FIRST = Course(
 )
 ALL = Course(
     "all",
-    [draw_calendar, _draw_claim_window, *_OTHERS, *_SMALLEST],
+    [draw_calendar, draw_claim_window, *_OTHERS, *_SMALLEST],
     [
         _source(draw_calendar, 4),
         _source(draw_claim_window, 2),
@@ -98,7 +92,8 @@ class Steps:
     decoder: int = 1200
     base: int = 800
     all_tower: int = 2800
-    all_base: int = 2800
+    all_decoder: int = 1000
+    all_base: int = 900
 
 
 def pretrain(work: Path, *, steps: Steps, seed: int) -> Path:
@@ -125,6 +120,7 @@ def pretrain(work: Path, *, steps: Steps, seed: int) -> Path:
     pupil.answers("decoder", FIRST, steps.decoder, 1.5e-3, tower=False)
     pupil.answers("base", FIRST, steps.base, 1e-3, tower=True)
     pupil.tower("all-tower", ALL, steps.all_tower, 1.5e-3)
+    pupil.answers("all-decoder", ALL, steps.all_decoder, 1.5e-3, tower=False)
     pupil.answers("all-base", ALL, steps.all_base, 1e-3, tower=True)
     pupil.guide.remove()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -186,12 +182,15 @@ class _Pupil:
 
 
 def _corpus(seed: int) -> list[str]:
-    """Texts of a few hundred screens, and every system prompt."""
+    """Texts of a few hundred screens, and every system prompt.
+
+    Of both courses: a caption whose words are spelt out in letters takes far longer to be found.
+    """
     rng = random.Random(seed)  # noqa: S311 - drawings, not secrets
-    systems = {system for source in FIRST.sources for system in source.systems if system}
+    systems = {system for source in ALL.sources for system in source.systems if system}
     texts = [f"system\n{system} user assistant" for system in sorted(systems)] * 100
     for _ in range(60):
-        for source in FIRST.sources:
+        for source in (*FIRST.sources, *ALL.sources):
             texts += corpus(source.ask(source.draw(rng), rng, 40))
     return texts
 

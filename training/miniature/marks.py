@@ -12,6 +12,7 @@ from training.screens import claim_content as content
 from training.screens.account_screen import AccountScreen
 from training.screens.appointment import AppointmentScreen
 from training.screens.calendar import ARROWS, MONTHS, VIEWS, CalendarScreen
+from training.screens.canvas import tool_sign
 from training.screens.chart_screen import ChartScreen
 from training.screens.claim_window import ClaimScreen
 from training.screens.desktop import ICON_PX, DesktopScreen
@@ -23,8 +24,6 @@ from training.screens.tasks import Screen
 _ROW_NUMBER_X_PX = 9
 # Where the writing of a line begins: a user's name, a note's date.
 _LINE_X_PX = 24
-# A surname stands left of its item's middle: there a token would show empty paper.
-_SURNAME_X_PX = 45
 CALENDAR_CAPTIONS = (*ARROWS, "today", *(view.lower() for view in VIEWS))
 _BUTTONS = (
     "OK", "Cancel", *content.OTHER_BUTTONS, *login_window.BUTTONS, *appointment.CAPTIONS,
@@ -38,7 +37,6 @@ NAMES: tuple[str, ...] = (
     *(f"row {row}" for row in range(1, login_window.USERS + 1)),
     *(f"tab {caption}" for caption in content.TABS),
     *dict.fromkeys(f"button {caption}" for caption in _BUTTONS),
-    *(f"item {name}" for name in content.PROVIDERS),
     "grid",
     "family grid",
     "password",
@@ -64,13 +62,18 @@ def marks(screen: Screen) -> list[Mark]:
     elif isinstance(screen, ClaimScreen):
         places = _claim_window(screen)
     else:
-        places = {name: _at(name, box) for name, box in targets(screen).items()} | _rows(screen)
+        tools = isinstance(screen, AccountScreen | AppointmentScreen)
+        boxes = targets(screen).items()
+        places = {name: _at(name, box, tools=tools) for name, box in boxes} | _rows(screen)
     width, height = screen.image.size
     return [Mark(name, x / width, y / height) for name, (x, y) in places.items()]
 
 
-def _at(name: str, box: Box) -> tuple[int, int]:
-    # An icon's tile says more than its caption, which is three pixels high on a scaled desktop.
+def _at(name: str, box: Box, *, tools: bool) -> tuple[int, int]:
+    # An icon's tile says more than its caption, which is three pixels high on a scaled desktop, and
+    # so does a tool's sign.
+    if tools and name.startswith("button "):
+        return tool_sign(box)
     return (box.centre[0], box.y0 + ICON_PX // 2) if name.startswith("icon ") else box.centre
 
 
@@ -91,17 +94,23 @@ def targets(
     return found | ({"splash": screen.splash} if screen.splash else {})
 
 
-def _rows(screen: Screen) -> dict[str, tuple[int, int]]:
-    """Lines, which are known by their number, at the beginning of their writing."""
+def lines(screen: Screen) -> dict[str, Box]:
+    """Lines that are known by their number, from the top, by their mark's name."""
     if isinstance(screen, AccountScreen):
-        lines, x = [entry.box for entry in screen.entries], _ROW_NUMBER_X_PX
+        boxes = [entry.box for entry in screen.entries]
     elif isinstance(screen, LoginScreen):
-        lines, x = list(screen.users.values()), _LINE_X_PX
+        boxes = list(screen.users.values())
     elif isinstance(screen, ChartScreen):
-        lines, x = [note.heading for note in screen.notes], _LINE_X_PX
+        boxes = [note.heading for note in screen.notes]
     else:
         return {}
-    return {f"row {at}": (box.x0 + x, box.centre[1]) for at, box in enumerate(lines, start=1)}
+    return {f"row {number}": box for number, box in enumerate(boxes, start=1)}
+
+
+def _rows(screen: Screen) -> dict[str, tuple[int, int]]:
+    """Where the writing of each line begins."""
+    x = _ROW_NUMBER_X_PX if isinstance(screen, AccountScreen) else _LINE_X_PX
+    return {name: (box.x0 + x, box.centre[1]) for name, box in lines(screen).items()}
 
 
 def _calendar(screen: CalendarScreen) -> dict[str, tuple[int, int]]:
@@ -119,8 +128,4 @@ def _claim_window(screen: ClaimScreen) -> dict[str, tuple[int, int]]:
     }
     places |= {f"tab {caption}": box.centre for caption, box in screen.tabs.items()}
     places |= {f"button {caption}": box.centre for caption, box in screen.buttons.items()}
-    places |= {
-        f"item {name}": (box.x0 + _SURNAME_X_PX, box.centre[1])
-        for name, box in (screen.dropdown or {}).items()
-    }
     return places | {"grid": screen.grid.centre}

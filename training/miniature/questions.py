@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from training.data.calls import ToolCall, format_calls
-from training.miniature.marks import marks, targets
+from training.miniature.marks import lines, marks, targets
 from training.packing import Place, QuestionAnswer
 from training.screens.calendar import CalendarScreen
 from training.screens.claim_window import ClaimScreen
@@ -101,11 +101,6 @@ def _claim_window(
         last = f"row {len(screen.rows)}"
         return QuestionAnswer("Count the rows", str(len(screen.rows)), (found[last],))
 
-    def names(rng: random.Random) -> QuestionAnswer:
-        listed = list(screen.dropdown or {})
-        looks = [found[f"item {name}"] for name in listed for _ in name.split()]
-        return QuestionAnswer("Read the list", " ".join(listed), tuple(looks))
-
     def where_row(rng: random.Random) -> QuestionAnswer:
         chosen = rng.choice(screen.rows)
         name = f"row {chosen.number}"
@@ -113,10 +108,6 @@ def _claim_window(
 
     def where_grid(rng: random.Random) -> QuestionAnswer:
         return _where(rng, "the grid", screen.grid, size, found["grid"])
-
-    def where_name(rng: random.Random) -> QuestionAnswer:
-        name = rng.choice(list(screen.dropdown or {}))
-        return _where(rng, name, (screen.dropdown or {})[name], size, found[f"item {name}"])
 
     def where_button(rng: random.Random) -> QuestionAnswer:
         name = rng.choice(list(screen.buttons))
@@ -126,17 +117,13 @@ def _claim_window(
         name = rng.choice(list(screen.tabs))
         return _where(rng, name, screen.tabs[name], size, found[f"tab {name}"])
 
-    pointing: list[Ask] = [where_row, where_grid, *[where_button] * 4, where_tab]
-    reading: list[Ask] = [buttons, count]
-    if screen.dropdown:
-        return [*reading, names, names], [*pointing, *[where_name] * 5]
-    return reading, pointing
+    return [buttons, count], [where_row, where_grid, *[where_button] * 4, where_tab]
 
 
 def _other(
     screen: Any, size: tuple[int, int], found: dict[str, Place]
 ) -> tuple[list[Ask], list[Ask]]:
-    boxes = targets(screen)
+    boxes, rows = targets(screen), lines(screen)
 
     def buttons(rng: random.Random) -> QuestionAnswer:
         shown = sorted(screen.buttons, key=lambda caption: screen.buttons[caption].x0)
@@ -150,7 +137,11 @@ def _other(
         name = f"the {caption} {kind}" if kind in ("button", "icon") else f"the {mark}"
         return _where(rng, name, boxes[mark], size, found[mark])
 
-    return [buttons], [where]
+    def where_row(rng: random.Random) -> QuestionAnswer:
+        name = rng.choice(list(rows))
+        return _where(rng, name, rows[name], size, found[name])
+
+    return [buttons], [where, where, where_row] if rows else [where]
 
 
 def _where(

@@ -83,7 +83,7 @@ def draw_account_screen(rng: random.Random, *, theme: Theme | None = None) -> Ac
     firsts = rng.sample(FIRST_NAMES, count)
     canvas.title(f"Account - {surname}, {firsts[0]}", TITLE_PX)
     buttons = _draw_buttons(canvas)
-    top = TITLE_PX + 52 + canvas.step(12)
+    top = TITLE_PX + 62 + canvas.step(12)
     family, members = _draw_family(canvas, top, [(first, surname) for first in firsts])
     _draw_aging(canvas, Box(family.x1 + 40, top, family.x1 + 40 + 96 * len(_AGING), top + 48))
     ledger, entries = _draw_ledger(canvas, family.y1 + 24 + canvas.step(24), firsts)
@@ -99,8 +99,8 @@ def _draw_buttons(canvas: Canvas) -> dict[str, Box]:
     left = 12 + canvas.step(60)
     for index, caption in enumerate(captions):
         x = left + index * 124
-        box = buttons[caption] = Box(x, TITLE_PX + 10, x + 114, TITLE_PX + 40)
-        canvas.button(box, caption)
+        box = buttons[caption] = Box(x, TITLE_PX + 20, x + 114, TITLE_PX + 50)
+        canvas.tool_button(box, caption, CAPTIONS.index(caption))
     return buttons
 
 

@@ -102,9 +102,9 @@ def _draw_buttons(canvas: Canvas) -> dict[str, Box]:
     captions = canvas.rng.sample(CAPTIONS, canvas.rng.randint(5, len(CAPTIONS)))
     left, top = 12 + canvas.step(80), TITLE_PX + 8
     for index, caption in enumerate(captions):
-        x = left + index * 112
-        box = buttons[caption] = Box(x, top, x + 100, top + 28)
-        canvas.button(box, caption)
+        x = left + index * 124
+        box = buttons[caption] = Box(x, top, x + 114, top + 28)
+        canvas.tool_button(box, caption, CAPTIONS.index(caption))
     return buttons
 
 

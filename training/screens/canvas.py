@@ -11,6 +11,16 @@ from training.screens.geometry import Box
 from training.screens.theme import Theme
 
 BAR_PX = 18
+TOOL_SIGN_PX = 18
+SIGN_COLOURS = (
+    "#2f6fd0", "#c0392b", "#27864f", "#8e44ad", "#c77700", "#1a8a94", "#6b7480", "#b83280",
+)  # fmt: skip
+"""Told apart when a screen is shown at half its size."""
+
+
+def tool_sign(button: Box) -> tuple[int, int]:
+    """Where the sign of a tool bar's button has its middle."""
+    return button.x0 + 6 + TOOL_SIGN_PX // 2, button.centre[1]
 
 
 @dataclass
@@ -65,6 +75,24 @@ class Canvas:
         """A push button."""
         self.panel(box, self.theme.palette.button)
         self.text(box.centre, caption, size_px, bold=True, anchor="mm")
+
+    def tool_button(self, box: Box, caption: str, look: int) -> None:
+        """A tool bar's button: a small coloured sign, which is the tool's own, before its caption.
+
+        Args:
+            box: Of the whole button.
+            caption: What it says.
+            look: Of the sign; different for each tool of a bar.
+        """
+        self.panel(box, self.theme.palette.button)
+        (x, y), half = tool_sign(box), TOOL_SIGN_PX // 2
+        colour, round_ones = SIGN_COLOURS[look % len(SIGN_COLOURS)], look >= len(SIGN_COLOURS)
+        shape = self.draw.ellipse if round_ones else self.draw.rectangle
+        shape((x - half, y - half, x + half, y + half), fill=colour)
+        left, right = x + half + 2, box.x1
+        self.text(
+            ((left + right) // 2, y), caption, 13, bold=True, anchor="mm", room_px=right - left
+        )
 
     def input(self, box: Box, value: str = "") -> None:
         """A one-line input."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from training.screens import office_content as content
-from training.screens.canvas import Canvas
+from training.screens.canvas import SIGN_COLOURS, Canvas
 from training.screens.geometry import Box
 from training.screens.theme import Theme, add_jpeg_noise, pick_theme
 
@@ -18,7 +18,6 @@ CELL_W_PX, CELL_H_PX = 104, 98
 TASKBAR_PX = 40
 SPLASH_SHARE = 0.35
 PINNED = ("Start", "Search", "Files", "Browser", "Mail")
-_COLOURS = ("#2f6fd0", "#c0392b", "#27864f", "#8e44ad", "#c77700", "#1a8a94", "#6b7480", "#b83280")
 _CAPTION = "#f2f2f2"
 
 
@@ -115,7 +114,7 @@ def _draw_icon(canvas: Canvas, cell: Box, name: str) -> Box:
     tile = Box(middle - ICON_PX // 2, top, middle + ICON_PX // 2, top + ICON_PX)
     # An application has one look wherever its icon is, as on a real desktop.
     look = content.ICONS.index(name)
-    canvas.draw.rounded_rectangle(tile.edges, radius=8, fill=_COLOURS[look % len(_COLOURS)])
+    canvas.draw.rounded_rectangle(tile.edges, radius=8, fill=SIGN_COLOURS[look % len(SIGN_COLOURS)])
     _draw_sign(canvas, tile, look, name)
     caption = (middle, tile.y1 + 14)
     canvas.text(caption, name, 13, ink=_CAPTION, anchor="mm", room_px=CELL_W_PX - 4)
@@ -124,7 +123,7 @@ def _draw_icon(canvas: Canvas, cell: Box, name: str) -> Box:
 
 def _draw_sign(canvas: Canvas, tile: Box, look: int, name: str) -> None:
     (x, y), white = tile.centre, "#ffffff"
-    kind = look // len(_COLOURS) % 4
+    kind = look // len(SIGN_COLOURS) % 4
     if kind == 0:
         canvas.draw.ellipse((x - 16, y - 16, x + 16, y + 16), outline=white, width=4)
     elif kind == 1:

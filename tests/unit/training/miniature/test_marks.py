@@ -1,6 +1,7 @@
 """What the tower is taught about a screen, and where."""
 
 import random
+import re
 
 import pytest
 
@@ -9,6 +10,8 @@ from training.miniature.experts import RECIPES, ask_tasks
 from training.miniature.marks import NAMES, marks
 from training.miniature.questions import base_questions
 from training.miniature.tower import LessonStream
+from training.screens.account_screen import draw_account_screen
+from training.screens.appointment import draw_appointment
 from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
 from training.screens.tasks import tasks_for
@@ -32,14 +35,26 @@ def test_a_day_is_marked_at_the_middle_of_its_cell():
     assert places["day 12"] == pytest.approx(screen.days[12].centre)
 
 
-def test_a_provider_is_marked_at_the_name_and_not_at_the_middle_of_the_line():
-    screen = draw_claim_window(random.Random(3), dropdown=True)
+@pytest.mark.parametrize("draw", [draw_account_screen, draw_appointment])
+def test_a_tool_is_marked_at_its_sign(draw):
+    screen = draw(random.Random(3))
     width, height = screen.image.size
     places = {mark.name: (mark.x * width, mark.y * height) for mark in marks(screen)}
-    name, box = next(iter(screen.dropdown.items()))
-    x, y = places[f"item {name}"]
-    assert box.x0 < x < box.centre[0]
-    assert y == pytest.approx(box.centre[1])
+    colours = set()
+    for caption, box in screen.buttons.items():
+        x, y = places[f"button {caption}"]
+        assert box.x0 < x < box.centre[0]
+        assert y == pytest.approx(box.centre[1])
+        colours.add(screen.image.getpixel((round(x), round(y))))
+    assert len(colours) >= 5
+
+
+def test_lines_are_asked_for_by_their_number():
+    rng = random.Random(3)
+    screen = draw_account_screen(rng)
+    pairs = base_questions(screen, rng, 800)
+    asked = {int(n) for pair in pairs for n in re.findall(r"\brow (\d+)", pair.question)}
+    assert asked == {entry.number for entry in screen.entries}
 
 
 def test_a_lesson_points_at_the_token_that_holds_the_mark(reader):
