@@ -77,9 +77,24 @@ def load_unknown(folder: Path) -> FeatureTable | None:
 
 
 def draw(
-    folder: Path, experts: Sequence[str], *, images_per_kind: int, tasks: int, seed: int
+    folder: Path,
+    experts: Sequence[str],
+    *,
+    images_per_kind: int,
+    tasks: int,
+    seed: int,
+    other_sizes: float = 0.0,
 ) -> None:
-    """Draws screens of some experts into one file of records, unless it is there."""
+    """Draws screens of some experts into one file of records, unless it is there.
+
+    Args:
+        folder: Gets the file and its images.
+        experts: Whose screens.
+        images_per_kind: Of each expert.
+        tasks: Records of an image, at most.
+        seed: Of everything drawn.
+        other_sizes: Share of the screens that are shown at another expert's size.
+    """
     if (folder / RECORDS).exists():
         return
     # Of a run that was stopped: the records are written last.
@@ -91,6 +106,7 @@ def draw(
         seed=seed,
         shares={Path(RECORDS).stem: 1.0},
         experts=experts,
+        other_sizes=other_sizes,
     )
 
 

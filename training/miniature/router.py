@@ -16,8 +16,10 @@ from training.judgement import fit_bundle
 from training.services import executor_started
 from training.stage1 import Stage1Config, train_stage1
 
-IMAGES_PER_KIND = 200
+IMAGES_PER_KIND = 80
 TASKS_PER_IMAGE = 4
+# Of the screens that the head learns from: no size of a screen may give its class away.
+OTHER_SIZES = 0.3
 # Screens of its own: neither the base, the experts nor the sample set has drawn them.
 SEED_OFFSET = 7_000_003
 # And others to judge the head on, which it has not learnt from either.
@@ -91,6 +93,7 @@ def _extract(
         images_per_kind=images_per_kind,
         tasks=TASKS_PER_IMAGE,
         seed=seed + SEED_OFFSET,
+        other_sizes=OTHER_SIZES,
     )
     with (
         executor_started("--model", str(base), "--experts-root", str(experts)) as address,
