@@ -24,11 +24,20 @@ from training.lora import lora_config
 from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
-from training.miniature.marks import marks
+from training.miniature.marks import lines, marks, targets
 from training.miniature.speed import patches_as_products
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.packing import QuestionAnswer
-from training.screens.tasks import CALENDAR, CLAIM_WINDOW, LOGIN_WINDOW, Task, tasks_for
+from training.screens.tasks import (
+    ACCOUNT_SCREEN,
+    APPOINTMENT,
+    CALENDAR,
+    CLAIM_WINDOW,
+    DESKTOP,
+    LOGIN_WINDOW,
+    Task,
+    tasks_for,
+)
 
 # What the tower cannot read, nothing that is built on it can find. Names of the provider list and
 # of the users share an image token with their neighbours; a schedule is shown at half its size,
@@ -58,13 +67,13 @@ class ExpertRecipe:
 
 
 # Ranks differ, as those of the user's experts do: the claim window has the most to say. Small
-# screens go together, and what stands closest together takes longest.
+# screens go together, and who has more kinds of tasks takes longer.
 _RANKS = {CLAIM_WINDOW: 16}
 _ROWS = {CALENDAR: 4, LOGIN_WINDOW: 3}
-_STEPS = {CALENDAR: 350, CLAIM_WINDOW: 350}
+_STEPS = {APPOINTMENT: 550, DESKTOP: 700, ACCOUNT_SCREEN: 900}
 RECIPES = {
     expert: ExpertRecipe(
-        label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 2), _STEPS.get(expert, 220)
+        label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 2), _STEPS.get(expert, 400)
     )
     for label, (expert, draw) in enumerate(DRAWS.items())
 }
@@ -123,12 +132,12 @@ def train_expert(name: str, base: Path, work: Path, *, seed: int) -> Path:
 def ask_tasks(screen: Any, rng: random.Random, count: int) -> list[QuestionAnswer]:
     """Tasks of a drawn screen, each kind of instruction (its type and first word) equally often."""
     by_kind: dict[tuple[str, str], list[QuestionAnswer]] = {}
-    width, height = screen.image.size
     found = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
+    # A line is clicked in its middle but known by the number at its left end, a tool by its sign.
+    names = {box.centre: name for name, box in (targets(screen) | lines(screen)).items()}
     for task in _tasks(screen, rng):
-        x, y = task.real_coords
-        # A line of the claim is clicked in its middle but known by the number at its left end.
-        look = found.get(f"row {task.extras.get('row')}", (x / width, y / height))
+        (x, y), (width, height) = task.real_coords, screen.image.size
+        look = found.get(names.get((x, y), ""), (x / width, y / height))
         pair = QuestionAnswer(task.prompt, format_calls(task.calls), (look,))
         by_kind.setdefault((task.task_type, task.prompt.split()[0]), []).append(pair)
     return [rng.choice(by_kind[rng.choice(list(by_kind))]) for _ in range(count)]

@@ -15,7 +15,7 @@ from training.screens.calendar import ARROWS, MONTHS, VIEWS, CalendarScreen
 from training.screens.canvas import tool_sign
 from training.screens.chart_screen import ChartScreen
 from training.screens.claim_window import ClaimScreen
-from training.screens.desktop import ICON_PX, DesktopScreen
+from training.screens.desktop import ICON_PX
 from training.screens.geometry import Box
 from training.screens.login_window import LoginScreen
 from training.screens.office_content import ICONS
@@ -77,10 +77,13 @@ def _at(name: str, box: Box, *, tools: bool) -> tuple[int, int]:
     return (box.centre[0], box.y0 + ICON_PX // 2) if name.startswith("icon ") else box.centre
 
 
-def targets(
-    screen: AppointmentScreen | LoginScreen | DesktopScreen | ChartScreen | AccountScreen,
-) -> dict[str, Box]:
-    """What is known by a caption or a look of its own, by its mark's name."""
+def targets(screen: Screen) -> dict[str, Box]:
+    """What is known by a caption or a look of its own, by its mark's name.
+
+    Not of the calendar and the claim window, where a mark lies in the middle of what it names.
+    """
+    if isinstance(screen, CalendarScreen | ClaimScreen):
+        return {}
     found = {f"button {caption}": box for caption, box in screen.buttons.items()}
     if isinstance(screen, AppointmentScreen):
         return found | {"grid": screen.grid}
@@ -96,7 +99,9 @@ def targets(
 
 def lines(screen: Screen) -> dict[str, Box]:
     """Lines that are known by their number, from the top, by their mark's name."""
-    if isinstance(screen, AccountScreen):
+    if isinstance(screen, ClaimScreen):
+        boxes = [row.box for row in screen.rows]
+    elif isinstance(screen, AccountScreen):
         boxes = [entry.box for entry in screen.entries]
     elif isinstance(screen, LoginScreen):
         boxes = list(screen.users.values())

@@ -22,6 +22,7 @@ TITLE_PX = 28
 ROW_PX = 22
 LEDGER_LINES = 20
 FAMILY_LINES = 7
+_LEFT_PX = 20
 CAPTIONS = (
     "New Claim", "Payment", "Adjustment", "Statement", "Pay Plan", "Print", "Quick Proc",
     "Repeating", "Preauth",
@@ -83,10 +84,10 @@ def draw_account_screen(rng: random.Random, *, theme: Theme | None = None) -> Ac
     firsts = rng.sample(FIRST_NAMES, count)
     canvas.title(f"Account - {surname}, {firsts[0]}", TITLE_PX)
     buttons = _draw_buttons(canvas)
-    top = TITLE_PX + 62 + canvas.step(12)
+    top = TITLE_PX + 68
     family, members = _draw_family(canvas, top, [(first, surname) for first in firsts])
     _draw_aging(canvas, Box(family.x1 + 40, top, family.x1 + 40 + 96 * len(_AGING), top + 48))
-    ledger, entries = _draw_ledger(canvas, family.y1 + 24 + canvas.step(24), firsts)
+    ledger, entries = _draw_ledger(canvas, family.y1 + 36, firsts)
     image = add_jpeg_noise(canvas.image, rng, share=0.4)
     return AccountScreen(image, entries, ledger, members, family, buttons, theme)
 
@@ -135,7 +136,7 @@ def _draw_family(
     canvas: Canvas, top: int, people: list[tuple[str, str]]
 ) -> tuple[Box, dict[tuple[str, str], Box]]:
     rng, members = canvas.rng, {}
-    box = _draw_table(canvas, (12 + canvas.step(16), top), _FAMILY, FAMILY_LINES)
+    box = _draw_table(canvas, (_LEFT_PX, top), _FAMILY, FAMILY_LINES)
     for line, person in enumerate(people, start=1):
         y = top + line * ROW_PX
         members[person] = Box(box.x0, y, box.x1 - BAR_PX, y + ROW_PX)
@@ -157,7 +158,7 @@ def _draw_aging(canvas: Canvas, box: Box) -> None:
 
 def _draw_ledger(canvas: Canvas, top: int, firsts: list[str]) -> tuple[Box, tuple[Entry, ...]]:
     rng, entries = canvas.rng, []
-    box = _draw_table(canvas, (12 + canvas.step(16), top), _LEDGER, LEDGER_LINES)
+    box = _draw_table(canvas, (_LEFT_PX, top), _LEDGER, LEDGER_LINES)
     dates = content.dates(rng, rng.randint(8, LEDGER_LINES), apart_days=(1, 60))
     for number, date in enumerate(dates, start=1):
         y = top + number * ROW_PX

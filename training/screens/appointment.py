@@ -84,7 +84,7 @@ def draw_appointment(rng: random.Random, *, theme: Theme | None = None) -> Appoi
     (date,) = content.dates(rng, 1, apart_days=(1, 1))
     canvas.title(f"Appointments - {date:%A}, {content.spoken(date)}, {date.year}", TITLE_PX)
     buttons = _draw_buttons(canvas)
-    top = TITLE_PX + 44 + canvas.step(16) + HEADER_PX
+    top = TITLE_PX + 52 + HEADER_PX
     width = (SIZE[0] - GUTTER_PX - BAR_PX) // COLUMNS
     slots = (SIZE[1] - BAR_PX - 4 - top) // SLOT_PX
     grid = Box(GUTTER_PX, top, GUTTER_PX + COLUMNS * width, top + slots * SLOT_PX)

@@ -65,8 +65,8 @@ def draw_chart_screen(rng: random.Random, *, theme: Theme | None = None) -> Char
     canvas = Canvas.blank(rng, theme, SIZE)
     ((first, surname),) = content.patients(rng, 1)
     canvas.title(f"Chart - {surname}, {first}", TITLE_PX)
-    top = TITLE_PX + 44 + canvas.step(16)
-    frame = Box(8 + canvas.step(8), top, SIZE[0] - 8 - canvas.step(8), SIZE[1] - 52)
+    top = TITLE_PX + 52
+    frame = Box(12, top, SIZE[0] - 12, SIZE[1] - 52)
     canvas.panel(frame)
     newest_first = rng.random() < 0.5
     notes = _draw_notes(canvas, frame, newest_first)

@@ -101,3 +101,16 @@ def test_a_row_is_marked_at_its_number():
     place = next(mark for mark in marks(screen) if mark.name == "row 4")
     assert row.box.x0 < place.x * width < row.box.x0 + 36
     assert place.y * height == pytest.approx(row.box.centre[1])
+
+
+@pytest.mark.parametrize("draw", [draw_account_screen, draw_appointment])
+def test_an_expert_looks_where_the_base_has_learnt_to_look(draw):
+    rng = random.Random(4)
+    screen = draw(rng)
+    places = {mark.name: (mark.x, mark.y) for mark in marks(screen)}
+    asked = 0
+    for pair in ask_tasks(screen, rng, 60):
+        if named := re.fullmatch(r"Click the (.+) button", pair.question):
+            assert pair.looks == (places[f"button {named[1]}"],)
+            asked += 1
+    assert asked > 5
