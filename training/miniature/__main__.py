@@ -46,7 +46,7 @@ def publish(work: Path, out: Path) -> None:
     if not (out / "samples").exists():
         synthesize(
             out / "samples",
-            images_per_kind=12,
+            images_per_kind=6,
             tasks_per_image=5,
             seed=SAMPLES_SEED,
             shares={"train": 0.4, "held_out": 0.6},

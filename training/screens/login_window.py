@@ -59,7 +59,7 @@ def draw_login_window(rng: random.Random, *, theme: Theme | None = None) -> Logi
     left = 10 + canvas.step(16)
     users_box, users, selected = _draw_users(canvas, left)
     right = users_box.x1 + 16 + canvas.step(12)
-    top = 64 + canvas.step(60)
+    top = 92
     canvas.text((right, top), "Password", 13)
     password = Box(right, top + 12, SIZE[0] - 16, top + 34)
     canvas.input(password, "*" * rng.choice((0, 0, 6, 8)))

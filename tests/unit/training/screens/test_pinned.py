@@ -13,8 +13,13 @@ import pytest
 
 from training.data.synthesize import synthesize
 from training.miniature.experts import LEFT_OUT
+from training.screens.account_screen import draw_account_screen
+from training.screens.appointment import draw_appointment
 from training.screens.calendar import draw_calendar
+from training.screens.chart_screen import draw_chart_screen
 from training.screens.claim_window import draw_claim_window
+from training.screens.desktop import draw_desktop
+from training.screens.login_window import draw_login_window
 from training.screens.tasks import tasks_for
 
 SAMPLES = Path(__file__).resolve().parents[4] / "miniature" / "samples"
@@ -34,6 +39,11 @@ def sha256(data: bytes) -> str:
         (draw_calendar, 12, "e2bf4c9dcaaaf2ab"),
         (draw_claim_window, 1, "fa5e353acb7ce6fa"),
         (draw_claim_window, 12, "b6290e15f5b9e278"),
+        (draw_appointment, 12, "fe9c5ad84a2d8985"),
+        (draw_login_window, 12, "b46d710fe3a1175b"),
+        (draw_desktop, 12, "d24ec003ae412af5"),
+        (draw_chart_screen, 12, "a6638abdcce948a6"),
+        (draw_account_screen, 12, "e06ebbc88a6627aa"),
     ],
 )
 def test_a_seed_draws_the_pixels_it_always_drew(draw, seed, digest):
@@ -49,6 +59,11 @@ def test_a_seed_draws_the_pixels_it_always_drew(draw, seed, digest):
         (draw_claim_window, 1, "Click the Cancel button", "adca361816537d73"),
         (draw_claim_window, 11, "Open row 2", "2e81c0fd6b1efed1"),
         (draw_claim_window, 12, "Open row 2", "7d579f433885a4fc"),
+        (draw_appointment, 12, "Open Dan Larch", "9011a39992ee6767"),
+        (draw_login_window, 12, "Open row 20", "8973458a63fae9d1"),
+        (draw_desktop, 12, "Double-click the Appointments icon", "1638f5b1666dc4c2"),
+        (draw_chart_screen, 12, "Scroll up one page", "6f4de29e21d1c2fd"),
+        (draw_account_screen, 12, "Open Leo Larch", "29af86d42b9a4276"),
     ],
 )
 def test_a_seed_asks_what_it_always_asked_in_the_same_order(draw, seed, first, digest):
