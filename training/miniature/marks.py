@@ -114,7 +114,8 @@ def lines(screen: Screen) -> dict[str, Box]:
 
 def _rows(screen: Screen) -> dict[str, tuple[int, int]]:
     """Where the writing of each line begins."""
-    x = _ROW_NUMBER_X_PX if isinstance(screen, AccountScreen) else _LINE_X_PX
+    numbered = isinstance(screen, AccountScreen | ClaimScreen)
+    x = _ROW_NUMBER_X_PX if numbered else _LINE_X_PX
     return {name: (box.x0 + x, box.centre[1]) for name, box in lines(screen).items()}
 
 
@@ -127,10 +128,7 @@ def _calendar(screen: CalendarScreen) -> dict[str, tuple[int, int]]:
 
 
 def _claim_window(screen: ClaimScreen) -> dict[str, tuple[int, int]]:
-    places = {
-        f"row {row.number}": (row.box.x0 + _ROW_NUMBER_X_PX, row.box.centre[1])
-        for row in screen.rows
-    }
+    places = _rows(screen)
     places |= {f"tab {caption}": box.centre for caption, box in screen.tabs.items()}
     places |= {f"button {caption}": box.centre for caption, box in screen.buttons.items()}
     return places | {"grid": screen.grid.centre}

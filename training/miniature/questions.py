@@ -18,6 +18,7 @@ from training.screens.claim_window import ClaimScreen
 from training.screens.geometry import Box, to_thousandths
 from training.screens.office_content import PASSWORD_WORDS
 from training.screens.tasks import Screen
+from training.screens.tasks.desktop import WAIT_S
 
 # An expert's instruction names its target in words of its own; the base must find a name anywhere.
 WAYS_TO_ASK = (
@@ -51,8 +52,8 @@ def base_questions(screen: Screen, rng: random.Random, count: int) -> list[Quest
         reading, pointing = _claim_window(screen, size, found)
     else:
         reading, pointing = _other(screen, size, found)
-    writing: list[Ask] = [_write_click, _write_scroll, _write_text]
-    kinds = rng.choices((reading, pointing, writing), weights=(20, 72, 8), k=count)
+    writing: list[Ask] = [_write_click, _write_click, _write_scroll, _write_text, _write_end]
+    kinds = rng.choices((reading, pointing, writing), weights=(18, 72, 10), k=count)
     return [rng.choice(kind)(rng) for kind in kinds]
 
 
@@ -124,6 +125,7 @@ def _other(
     screen: Any, size: tuple[int, int], found: dict[str, Place]
 ) -> tuple[list[Ask], list[Ask]]:
     boxes, rows = targets(screen), lines(screen)
+    captions = [mark.partition(" ")[2] for mark in boxes]
 
     def buttons(rng: random.Random) -> QuestionAnswer:
         shown = sorted(screen.buttons, key=lambda caption: screen.buttons[caption].x0)
@@ -133,8 +135,13 @@ def _other(
     def where(rng: random.Random) -> QuestionAnswer:
         mark = rng.choice(list(boxes))
         kind, _, caption = mark.partition(" ")
-        # The same caption may stand on a button and below an icon.
-        name = f"the {caption} {kind}" if kind in ("button", "icon") else f"the {mark}"
+        if kind not in ("button", "icon"):
+            name = f"the {mark}"
+        elif captions.count(caption) == 1 and rng.random() < 0.5:
+            name = caption
+        else:
+            # The same caption may stand on a button and below an icon.
+            name = f"the {caption} {kind}"
         return _where(rng, name, boxes[mark], size, found[mark])
 
     def where_row(rng: random.Random) -> QuestionAnswer:
@@ -158,12 +165,21 @@ def _write_click(rng: random.Random) -> QuestionAnswer:
 
 def _write_scroll(rng: random.Random) -> QuestionAnswer:
     pixels, at = rng.choice((-300, 300, -150, 150, 600, -600)), _somewhere(rng)
-    return _write(f"Write scroll {pixels} at {at}", action="scroll", coordinate=at, pixels=pixels)
+    action = rng.choice(("scroll", "scroll", "hscroll"))
+    question = f"Write {action} {pixels} at {at}"
+    return _write(question, action=action, coordinate=at, pixels=pixels)
 
 
 def _write_text(rng: random.Random) -> QuestionAnswer:
     text = f"{rng.choice(PASSWORD_WORDS)}{rng.randint(10, 99)}"
     return _write(f"Write the text {text}", action="type", text=text)
+
+
+def _write_end(rng: random.Random) -> QuestionAnswer:
+    status = rng.choice(("success", "failure", "wait"))
+    if status == "wait":
+        return _write("Write wait", action="wait", time=WAIT_S)
+    return _write(f"Write terminate {status}", action="terminate", status=status)
 
 
 def _write(question: str, **arguments: Any) -> QuestionAnswer:

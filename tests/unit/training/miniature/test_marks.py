@@ -5,15 +5,18 @@ import re
 
 import pytest
 
+from training.data.calls import ToolCall
 from training.miniature.base import ALL
-from training.miniature.experts import RECIPES, ask_tasks
+from training.miniature.experts import LEFT_OUT, RECIPES, ask_tasks
 from training.miniature.marks import NAMES, marks
 from training.miniature.questions import base_questions
 from training.miniature.tower import LessonStream
+from training.scoring import parse_calls
 from training.screens.account_screen import draw_account_screen
 from training.screens.appointment import draw_appointment
 from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
+from training.screens.desktop import draw_desktop
 from training.screens.tasks import tasks_for
 
 DRAWINGS = pytest.mark.parametrize("draw", [recipe.draw for recipe in RECIPES.values()])
@@ -55,6 +58,40 @@ def test_lines_are_asked_for_by_their_number():
     pairs = base_questions(screen, rng, 800)
     asked = {int(n) for pair in pairs for n in re.findall(r"\brow (\d+)", pair.question)}
     assert asked == {entry.number for entry in screen.entries}
+
+
+def test_a_caption_is_asked_for_alone_only_where_it_stands_once():
+    for seed in range(20):
+        screen = draw_desktop(random.Random(seed))
+        pairs = base_questions(screen, random.Random(seed), 400)
+        bare = {
+            name
+            for pair in pairs
+            for name in (*screen.icons, *screen.buttons)
+            if pair.question == f"Where is {name}"
+        }
+        assert bare
+        assert not bare & (set(screen.icons) & set(screen.buttons))
+
+
+def test_the_base_writes_every_action_that_an_expert_is_taught():
+    rng, known, asked = random.Random(4), set(), set()
+    for recipe in RECIPES.values():
+        for _ in range(20):
+            screen = recipe.draw(rng)
+            known |= {
+                _action(call)
+                for pair in base_questions(screen, rng, 60)
+                if pair.question.startswith("Write ")
+                for call in parse_calls(pair.answer)
+            }
+            tasks = [t for t in tasks_for(screen, rng) if t.task_type not in LEFT_OUT]
+            asked |= {_action(call) for task in tasks for call in task.calls}
+    assert asked <= known
+
+
+def _action(call: ToolCall) -> tuple[str, str | None]:
+    return call.arguments["action"], call.arguments.get("status")
 
 
 def test_a_lesson_points_at_the_token_that_holds_the_mark(reader):
