@@ -30,9 +30,9 @@ def synthesize(
     other_sizes: Annotated[
         float, typer.Option(min=0, max=1, help="Part of the screens shown at others' sizes.")
     ] = 0.0,
-    unseen: Annotated[
-        bool, typer.Option("--unseen", help="Held-back themes and sizes, to test with.")
-    ] = False,
+    looks: Annotated[
+        str, typer.Option(help="Themes and other sizes: own, any, or unseen (to test with).")
+    ] = "own",
     as_json: Json = False,
 ) -> None:
     """Draw screens and write them as a data set, split by image."""
@@ -46,7 +46,7 @@ def synthesize(
             seed=seed,
             experts=experts.split(",") if experts else EXPERTS,
             other_sizes=other_sizes,
-            unseen=unseen,
+            looks=looks,
             progress=advance,
         )
     if as_json:

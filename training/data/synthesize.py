@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -18,7 +18,7 @@ from training.screens.chart_screen import draw_chart_screen
 from training.screens.claim_window import draw_claim_window
 from training.screens.desktop import draw_desktop
 from training.screens.login_window import draw_login_window
-from training.screens.reframe import SIZES, UNSEEN_SIZES, reframe
+from training.screens.reframe import SIZES, UNSEEN_SIZES, any_size, reframe
 from training.screens.tasks import (
     ACCOUNT_SCREEN,
     APPOINTMENT,
@@ -31,7 +31,7 @@ from training.screens.tasks import (
     Task,
     tasks_for,
 )
-from training.screens.theme import UNSEEN_THEMES, Theme
+from training.screens.theme import UNSEEN_THEMES, Theme, any_theme
 
 
 class _Draw(Protocol):
@@ -74,6 +74,29 @@ DRAWS: Mapping[str, Callable[[random.Random], Screen]] = MappingProxyType(
 """What draws one screen of each."""
 
 
+OWN_LOOKS, ANY_LOOKS, UNSEEN_LOOKS = "own", "any", "unseen"
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """What draws a theme (None: the screen does) and another size, and how often a size is."""
+
+    theme: Callable[[random.Random], Theme | None]
+    size: Callable[[random.Random], tuple[int, int]]
+    resized: float = 0.0
+
+
+_LOOKS: Mapping[str, _Looks] = MappingProxyType(
+    {
+        OWN_LOOKS: _Looks(lambda _: None, lambda look: look.choice(SIZES)),
+        ANY_LOOKS: _Looks(any_theme, any_size),
+        UNSEEN_LOOKS: _Looks(
+            lambda look: look.choice(UNSEEN_THEMES), lambda look: look.choice(UNSEEN_SIZES)
+        ),
+    }
+)
+
+
 @dataclass(frozen=True)
 class Split:
     """One file of the data set."""
@@ -100,7 +123,7 @@ def synthesize(
     experts: Sequence[str] = EXPERTS,
     left_out: Collection[str] = (),
     other_sizes: float = 0.0,
-    unseen: bool = False,
+    looks: str = OWN_LOOKS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Synthesis:
     """Draws the experts' screens and writes their images and `<split>.jsonl`.
@@ -118,8 +141,9 @@ def synthesize(
         left_out: Task types that nothing is asked of.
         other_sizes: Part of the images that have the size of any expert's screens and not of
             their own, see `reframe`.
-        unseen: Use held-back themes, and held-back sizes for all the images: a test of what is
-            new, never for training.
+        looks: `own`; `any`, with themes that are made up and other sizes of any kind, to learn
+            what does not depend on them; or `unseen`, held-back themes and, for all the images,
+            held-back sizes: a test of what is new, never for training.
         progress: Called with (images done, images in all) after each image.
 
     Returns:
@@ -130,7 +154,9 @@ def synthesize(
             is unknown.
     """
     _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
-    looks = _Looks(UNSEEN_THEMES, UNSEEN_SIZES, 1.0) if unseen else _Looks((), SIZES, other_sizes)
+    if looks not in _LOOKS:
+        raise ValueError(f"looks is {looks}: give one of {', '.join(_LOOKS)}")
+    shown = replace(_LOOKS[looks], resized=1.0 if looks == UNSEEN_LOOKS else other_sizes)
     asked = _Asked(tasks_per_image, frozenset(left_out))
     (out / "images").mkdir(parents=True, exist_ok=True)
     names = split_names(images_per_kind, shares)
@@ -138,7 +164,7 @@ def synthesize(
     done = 0
     for expert in experts:
         for number, name in enumerate(names):
-            records[name] += _draw_image(out, expert, number, asked, looks, seed)
+            records[name] += _draw_image(out, expert, number, asked, shown, seed)
             done += 1
             if progress:
                 progress(done, images_per_kind * len(experts))
@@ -172,15 +198,6 @@ def _check(
 
 
 @dataclass(frozen=True)
-class _Looks:
-    """Which themes (any training theme if none) and sizes are used, and how often a size is."""
-
-    themes: Sequence[Theme]
-    sizes: Sequence[tuple[int, int]]
-    resized: float
-
-
-@dataclass(frozen=True)
 class _Asked:
     """How many tasks an image has at most, and which types are none of them."""
 
@@ -196,11 +213,11 @@ def _draw_image(
     # Of its own, so that a screen is the same one at each size and in each theme.
     look = random.Random(f"{source}/look")  # noqa: S311 - as above
     kind = _KINDS[expert]
-    screen = kind.draw(rng, theme=look.choice(looks.themes) if looks.themes else None)
+    screen = kind.draw(rng, theme=looks.theme(look))
     quality = rng.randint(75, 92) if kind.jpeg else None
     image, tasks = screen.image, tasks_for(screen, rng)
     if look.random() < looks.resized:
-        image, tasks = reframe(image, tasks, look.choice(looks.sizes), look) or (image, tasks)
+        image, tasks = reframe(image, tasks, looks.size(look), look) or (image, tasks)
     stem = f"{kind.stem}_{number:05}"
     name = f"images/{stem}.{'png' if quality is None else 'jpg'}"
     if quality is None:

@@ -6,6 +6,7 @@ sizes, and a size alone tells nothing about the expert.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,24 @@ _SMALLEST, _LARGEST = 0.7, 1.6
 _CUT_SCALES = (0.85, 1.25)
 _MARGIN_PX = 6
 _GROUNDS = ("#000000", "#1c2733", "#3a6ea5", "#6b7280", "#c8ccd0", "#f2f2f2")
+
+
+# A picture's width in pixels, and its height for each of them, where it may have any size.
+_WIDTHS_PX = (208, 1980)
+_HEIGHTS = (0.52, 1.02)
+_KNOWN_SHARE = 0.4
+
+
+def any_size(rng: random.Random) -> tuple[int, int]:
+    """Draws one of `SIZES`, or more often any other (width, height) that is not held back."""
+    if rng.random() < _KNOWN_SHARE:
+        return rng.choice(SIZES)
+    while True:
+        # Small ones as often as large ones.
+        width = round(math.exp(rng.uniform(*map(math.log, _WIDTHS_PX))))
+        size = (width, round(width * rng.uniform(*_HEIGHTS)))
+        if size not in UNSEEN_SIZES:
+            return size
 
 
 @dataclass(frozen=True)

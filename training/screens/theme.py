@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import functools
 import io
 import random
@@ -102,9 +103,50 @@ UNSEEN_THEMES: tuple[Theme, ...] = (Theme(_SEPIA, "roboto"), Theme(_FOREST, "dej
 """Held back: no training split uses them, so they show what a model does on a new look."""
 
 
+# Of the themes that `any_theme` draws.
+_KNOWN_SHARE = 0.4
+
+
 def pick_theme(rng: random.Random) -> Theme:
     """Draws one of the training themes."""
     return rng.choice(THEMES)
+
+
+def any_theme(rng: random.Random) -> Theme:
+    """Draws a training theme, or more often one that is made up: what to learn looks from."""
+    if rng.random() < _KNOWN_SHARE:
+        return pick_theme(rng)
+    return Theme(_made_up_palette(rng), rng.choice(("dejavu", "roboto")))
+
+
+def _made_up_palette(rng: random.Random) -> Palette:
+    """Colours of one hue, legible on each other, with an accent of another; light or dark."""
+    dark, hue = rng.random() < 0.4, rng.random()
+    saturation = rng.choice((0.0, rng.uniform(0, 0.6)))
+    window = rng.uniform(0.08, 0.25) if dark else rng.uniform(0.75, 0.97)
+    away = 1 if dark else -1  # from the window's lightness towards the text's
+    accent = rng.uniform(0.25, 0.65)
+
+    def tint(lightness: float, part: float = 1.0) -> str:
+        return _hex(hue, lightness, part * saturation)
+
+    return Palette(
+        "made-up",
+        window=tint(window),
+        panel=tint(window + rng.uniform(-0.06, 0.05) if dark else window + rng.uniform(0, 0.12)),
+        header=tint(window + away * rng.uniform(0.03, 0.12)),
+        border=tint(window + away * rng.uniform(0.15, 0.38)),
+        text=tint(rng.uniform(0.88, 1) if dark else rng.uniform(0, 0.15), 0.3),
+        faint=tint(window + away * rng.uniform(0.1, 0.22)),
+        accent=_hex(rng.random(), accent, rng.uniform(0.4, 0.9)),
+        on_accent="#ffffff" if accent < 0.5 else "#000000",
+        button=tint(window + away * rng.uniform(0.0, 0.12)),
+    )
+
+
+def _hex(hue: float, lightness: float, saturation: float) -> str:
+    channels = colorsys.hls_to_rgb(hue, min(1.0, max(0.0, lightness)), saturation)
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels)
 
 
 def add_jpeg_noise(image: Image.Image, rng: random.Random, *, share: float) -> Image.Image:

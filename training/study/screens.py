@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_service.model.experts import discover_experts
-from training.data.synthesize import EXPERTS, synthesize
+from training.data.synthesize import ANY_LOOKS, EXPERTS, OWN_LOOKS, UNSEEN_LOOKS, synthesize
 from training.miniature.experts import LEFT_OUT
+from training.miniature.router import OTHER_SIZES
 
 # Beside the seeds of base, experts, router and samples.
 _SEED = 9_000_011
 _FILE = "all"
-# Of the screens that heads learn from: no size of a screen may give its class away.
-_OTHER_SIZES = 0.3
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Sizes:
     """How much is drawn, of each expert.
 
     Attributes:
-        images: Screens whose features heads learn from, some in the sizes of other experts'.
+        images: Screens whose features heads learn from, of any looks, as the miniature's router.
         unseen: Screens in unseen themes and sizes.
         lessons: Screens that stage 2 learns from.
         cases: Held-out screens that are answered, with one task each.
@@ -88,16 +87,16 @@ def draw_sets(
         sizes: How many.
         progress: Called with (images done, images in all) of each set.
     """
-    # Images, tasks of each, part in other sizes, and whether their looks are unseen ones.
+    # Images, tasks of each, part in other sizes, and looks.
     wanted = {
-        "learnt": (sizes.images, sizes.tasks, _OTHER_SIZES, False),
-        "unseen": (sizes.unseen, sizes.tasks, 0.0, True),
-        "lessons": (sizes.lessons, sizes.tasks, 0.0, False),
-        "held_out": (sizes.cases, 1, 0.0, False),
-        "unseen_cases": (sizes.cases, 1, 0.0, True),
+        "learnt": (sizes.images, sizes.tasks, OTHER_SIZES, ANY_LOOKS),
+        "unseen": (sizes.unseen, sizes.tasks, 0.0, UNSEEN_LOOKS),
+        "lessons": (sizes.lessons, sizes.tasks, 0.0, OWN_LOOKS),
+        "held_out": (sizes.cases, 1, 0.0, OWN_LOOKS),
+        "unseen_cases": (sizes.cases, 1, 0.0, UNSEEN_LOOKS),
     }
     files = {}
-    for number, (name, (images, tasks, other_sizes, unseen)) in enumerate(wanted.items()):
+    for number, (name, (images, tasks, other_sizes, looks)) in enumerate(wanted.items()):
         files[name] = folder / name / f"{_FILE}.jsonl"
         if files[name].exists():
             continue
@@ -112,7 +111,7 @@ def draw_sets(
             experts=experts,
             left_out=LEFT_OUT,
             other_sizes=other_sizes,
-            unseen=unseen,
+            looks=looks,
             progress=progress,
         )
     return Sets(**files)

@@ -1,6 +1,7 @@
 """Synthesized data sets: readable, labelled, split by image, the same for the same seed."""
 
 import hashlib
+import random
 
 import pytest
 from PIL import Image
@@ -10,7 +11,8 @@ from training.data.records import read_records
 from training.data.stats import UNLABELLED, collect_stats
 from training.data.synthesize import EXPERTS, synthesize
 from training.screens.geometry import to_thousandths
-from training.screens.reframe import SIZES, UNSEEN_SIZES
+from training.screens.reframe import SIZES, UNSEEN_SIZES, any_size
+from training.screens.theme import THEMES, UNSEEN_THEMES, any_theme
 
 SPLITS = ("train", "valid", "held_out")
 TWO = ("calendar", "claim-window")
@@ -155,7 +157,7 @@ def test_the_unseen_looks_are_in_no_training_set(tmp_path):
         tasks_per_image=1,
         seed=1,
         experts=("calendar", "chart-screen"),
-        unseen=True,
+        looks="unseen",
         shares={"all": 1.0},
     )
     sizes = {
@@ -163,6 +165,29 @@ def test_the_unseen_looks_are_in_no_training_set(tmp_path):
     }
     assert sizes <= set(UNSEEN_SIZES)
     assert not set(UNSEEN_SIZES) & set(SIZES)
+
+
+def test_any_looks_are_none_of_those_held_back():
+    rng = random.Random(2)
+    themes, sizes = [any_theme(rng) for _ in range(300)], [any_size(rng) for _ in range(300)]
+    assert not {theme.palette for theme in themes} & {theme.palette for theme in UNSEEN_THEMES}
+    assert len({theme.palette for theme in themes}) > 100
+    assert set(THEMES) <= set(themes)
+    assert not set(sizes) & set(UNSEEN_SIZES)
+    assert set(SIZES) < set(sizes)
+
+
+@pytest.mark.parametrize("theme_seed", range(20))
+def test_a_made_up_theme_can_be_read(theme_seed):
+    palette = any_theme(random.Random(theme_seed)).palette
+    for ground in (palette.window, palette.panel, palette.header, palette.button):
+        assert abs(_lightness(palette.text) - _lightness(ground)) > 0.35
+    assert abs(_lightness(palette.on_accent) - _lightness(palette.accent)) > 0.25
+
+
+def _lightness(colour: str) -> float:
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    return (max(channels) + min(channels)) / 2
 
 
 @pytest.mark.parametrize("experts", [(), ("calendar", "calendar"), ("calender",)])
@@ -180,6 +205,7 @@ def test_experts_that_cannot_be_drawn_are_refused(tmp_path, experts):
         ({"shares": {"train": 0.5}}, "add up to 1"),
         ({"shares": {"train": 1.0, "valid": 0.0}}, "positive"),
         ({"other_sizes": 1.5}, "other_sizes is 1.5"),
+        ({"looks": "new"}, "looks is new: give one of own, any, unseen"),
     ],
 )
 def test_numbers_that_make_no_data_set_are_refused(tmp_path, changes, reason):
