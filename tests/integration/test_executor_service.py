@@ -283,9 +283,8 @@ class TestContexts:
     async def test_what_is_not_held_any_more(self, client: AsyncMolora) -> None:
         first = (await client.features(PROMPT, SCREEN)).context
         without_bytes = dataclasses.replace(first, data=None)
-        for number in range(1, 7):  # more than CONTEXT_BYTES holds
-            other = (SAMPLES / f"calendar_{number:05}.png").read_bytes()
-            await client.features(PROMPT, other)
+        for other in sorted(SAMPLES.glob("login-window_*.png")):  # more than CONTEXT_BYTES holds
+            await client.features(PROMPT, other.read_bytes())
         for context in (without_bytes, ContextRef("never-given-out")):
             expired = client.generate(PROMPT, context, expert="calendar")
             await fails(ContextExpiredError, "CONTEXT_EXPIRED", expired)

@@ -138,6 +138,7 @@ def test_the_page_shows_what_the_services_answer(served: Served, tmp_path: Path)
     with chromium(path, tmp_path) as page:
         page.open(served.url)
         page.wait("document.getElementById('choice-a').options.length > 3")
+        page.run("""document.getElementById('choice-a').value = '{"mode":"top1"}'""")
         page.choose_file("#file", SCREEN)
         page.wait("!document.getElementById('preview').hidden")
         page.run("document.getElementById('prompt').focus()")

@@ -93,7 +93,7 @@ class Steps:
     base: int = 800
     all_tower: int = 2800
     all_decoder: int = 1000
-    all_base: int = 900
+    all_base: int = 1500
 
 
 def pretrain(work: Path, *, steps: Steps, seed: int) -> Path:

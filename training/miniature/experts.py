@@ -30,6 +30,7 @@ from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.packing import QuestionAnswer
 from training.screens.tasks import (
     ACCOUNT_SCREEN,
+    APPOINTMENT,
     CALENDAR,
     CLAIM_WINDOW,
     DESKTOP,
@@ -69,10 +70,10 @@ class ExpertRecipe:
 # screens go together, and who has more kinds of tasks takes longer.
 _RANKS = {CLAIM_WINDOW: 16}
 _ROWS = {CALENDAR: 4, LOGIN_WINDOW: 3}
-_STEPS = {CALENDAR: 750, DESKTOP: 1150, ACCOUNT_SCREEN: 900}
+_STEPS = {DESKTOP: 2050, ACCOUNT_SCREEN: 1250, APPOINTMENT: 800}
 RECIPES = {
     expert: ExpertRecipe(
-        label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 2), _STEPS.get(expert, 600)
+        label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 2), _STEPS.get(expert, 1050)
     )
     for label, (expert, draw) in enumerate(DRAWS.items())
 }

@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, help="with a .md and a .svg beside it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--images", type=int, default=320, help="for stage 1, of each expert")
+    parser.add_argument("--images", type=int, default=80, help="for stage 1, of each expert")
     parser.add_argument("--unseen", type=int, default=20, help="in unseen looks, of each expert")
     parser.add_argument("--lessons", type=int, default=40, help="for stage 2, of each expert")
     parser.add_argument("--cases", type=int, default=20, help="to answer, of each expert")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_service.model.experts import discover_experts
-from training.data.synthesize import ANY_LOOKS, EXPERTS, OWN_LOOKS, UNSEEN_LOOKS, synthesize
+from training.data.synthesize import EXPERTS, OWN_LOOKS, UNSEEN_LOOKS, synthesize
 from training.miniature.experts import LEFT_OUT
 from training.miniature.router import OTHER_SIZES
 
@@ -25,7 +25,7 @@ class Sizes:
     """How much is drawn, of each expert.
 
     Attributes:
-        images: Screens whose features heads learn from, of any looks, as the miniature's router.
+        images: Screens whose features heads learn from, some in the sizes of other experts'.
         unseen: Screens in unseen themes and sizes.
         lessons: Screens that stage 2 learns from.
         cases: Held-out screens that are answered, with one task each.
@@ -89,7 +89,7 @@ def draw_sets(
     """
     # Images, tasks of each, part in other sizes, and looks.
     wanted = {
-        "learnt": (sizes.images, sizes.tasks, OTHER_SIZES, ANY_LOOKS),
+        "learnt": (sizes.images, sizes.tasks, OTHER_SIZES, OWN_LOOKS),
         "unseen": (sizes.unseen, sizes.tasks, 0.0, UNSEEN_LOOKS),
         "lessons": (sizes.lessons, sizes.tasks, 0.0, OWN_LOOKS),
         "held_out": (sizes.cases, 1, 0.0, OWN_LOOKS),
