@@ -139,8 +139,8 @@ def synthesize(
         shares: Split name to its part of each kind's images; the parts add up to 1.
         experts: Whose screens; of `EXPERTS`.
         left_out: Task types that nothing is asked of.
-        other_sizes: Part of the images that have the size of any expert's screens and not of
-            their own, see `reframe`.
+        other_sizes: Part of the images that have another size than their own, see `reframe`: with
+            `own` looks that of any expert's screens.
         looks: `own`; `any`, with themes that are made up and other sizes of any kind, to learn
             what does not depend on them; or `unseen`, held-back themes and, for all the images,
             held-back sizes: a test of what is new, never for training.
@@ -151,7 +151,7 @@ def synthesize(
 
     Raises:
         ValueError: The folder holds something, a number is too small for the shares, or an expert
-            is unknown.
+            or the looks are unknown.
     """
     _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
     if looks not in _LOOKS:

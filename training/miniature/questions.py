@@ -176,8 +176,8 @@ def _write_text(rng: random.Random) -> QuestionAnswer:
 
 
 def _write_end(rng: random.Random) -> QuestionAnswer:
-    status = rng.choice(("success", "failure", "wait"))
-    if status == "wait":
+    status = rng.choice(("success", "failure", None))
+    if status is None:
         return _write("Write wait", action="wait", time=WAIT_S)
     return _write(f"Write terminate {status}", action="terminate", status=status)
 
