@@ -40,7 +40,7 @@ class Lora(BaseModel):
 class Router(BaseModel):
     """The router's head and what it reads. Unset values are those of the head that is started from.
 
-    Without one they are width 128, dropout 0.1, layer 2, `mean` and `tower`.
+    Without one they are width 128, dropout 0.1, layer 2, `mean`, `levels` and `statistics`.
     """
 
     model_config = _CONCERN
@@ -53,8 +53,10 @@ class Router(BaseModel):
     """Hook: text features are the hidden states behind this many decoder layers."""
     text_pooling: Literal["mean", "last", "first"] | None = None
     """Which of the instruction's tokens count."""
-    vision_source: Literal["tower", "deepstack", "fused"] | None = None
+    vision_source: Literal["tower", "deepstack", "levels", "fused"] | None = None
     """What is pooled of the screen."""
+    vision_pooling: Literal["mean", "statistics"] | None = None
+    """How the image tokens become one vector."""
     per_layer: bool = False
     """Gates of its own for every decoder layer, as MoLE has them."""
 
@@ -242,7 +244,7 @@ class RunConfig(BaseSettings):
                 )
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        _write(path, yaml.safe_dump(self.written(), sort_keys=False))
+        write_whole(path, yaml.safe_dump(self.written(), sort_keys=False))
 
     def pin(self, inputs: Mapping[str, str]) -> None:
         """Writes down what the run was given, or checks that it is given the same again.
@@ -255,7 +257,7 @@ class RunConfig(BaseSettings):
         """
         path = self.out / INPUTS_FILE
         if not path.exists():
-            _write(path, json.dumps(dict(inputs), indent=2, sort_keys=True) + "\n")
+            write_whole(path, json.dumps(dict(inputs), indent=2, sort_keys=True) + "\n")
             return
         held = json.loads(path.read_text(encoding="utf-8"))
         if changed := sorted(_different(held, dict(inputs))):
@@ -282,7 +284,7 @@ def read_run_config(argv: Sequence[str], prog: str) -> RunConfig:
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     own, flags = parser.parse_known_args(argv)
-    values = _read_file(own.config) if own.config else {}
+    values = read_mapping(own.config) if own.config else {}
     try:
         # Unpacked, since mypy reads the fields only and knows no argument of the source of flags.
         flagged: dict[str, Any] = {
@@ -291,7 +293,7 @@ def read_run_config(argv: Sequence[str], prog: str) -> RunConfig:
         }
         return RunConfig(**values, **flagged)
     except ValidationError as error:
-        raise ValueError("\n".join(_explained(error))) from None
+        raise ValueError("\n".join(explained(error))) from None
 
 
 def digest_of(path: Path) -> str:
@@ -299,14 +301,19 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
-    """The file appears when it is whole."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears when it is whole."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file of names and values says.
+
+    Raises:
+        ValueError: It is no such file.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -316,7 +323,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def _explained(error: ValidationError) -> list[str]:
+def explained(error: ValidationError) -> list[str]:
+    """A line a problem: where it is, and what is wrong there."""
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"]) or "the configuration"

@@ -6,6 +6,7 @@ Knows how to call the training rooms and print their results.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
@@ -96,17 +97,26 @@ def features(
 def stage1(
     features: Annotated[Path, typer.Argument(help="Folder of the feature cache.")],
     out: Annotated[Path, typer.Argument(help="Folder of the router bundle.")],
-    seed: Annotated[int, typer.Option(help="Of splits, weights and batches.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="run.yaml of another run; unset: the defaults.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of splits, weights and batches; unset: the file's, or 0.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the head on cached features and write its bundle."""
+    """Train the head on cached features; write its bundle, and a run.yaml to repeat it from."""
     with refused_input():
         from training.export import export_bundle
         from training.stage1 import Stage1Config, train_stage1
+        from training.stage1_run import read_run, save_run
 
-        config = Stage1Config(seed=seed)
-        result = train_stage1(features, config=config, progress=not as_json, events=out)
+        chosen = read_run(config) if config else Stage1Config()
+        if seed is not None:
+            chosen = dataclasses.replace(chosen, seed=seed)
+        result = train_stage1(features, config=chosen, progress=not as_json, events=out)
         bundle = export_bundle(result, out)
+        save_run(chosen, out)
     if as_json:
         stated = {
             "bundle": bundle,

@@ -23,6 +23,7 @@ from training.heads import RouterHead
 from training.known_screens import KnownScreens, known_screens
 from training.lessons import agent_rows, class_weights
 from training.stage1 import Stage1Config, head_logits, split_by_image, train_stage1
+from training.stage1_run import read_run, save_run
 
 EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abcd"))
 SPEC = FeatureSpec(2, "mean", "tower", "mean", 24, 16, "b" * 64, "1")
@@ -168,6 +169,33 @@ class TestTraining:
         blind = train_stage1(noise, config=FAST, progress=False)
         assert blind.mode.value is Mode.SOFT
         assert blind.accuracy["held_out"] < 0.6
+
+
+class TestRunFile:
+    def test_a_run_can_be_repeated_from_it(self, cache: Path, tmp_path: Path) -> None:
+        config = dataclasses.replace(FAST, seed=3, max_epochs=2)
+        path = save_run(config, tmp_path)
+        assert path == tmp_path / "run.yaml"
+        assert read_run(path) == config
+        heads = [
+            train_stage1(cache, config=each, progress=False) for each in (config, read_run(path))
+        ]
+        assert to_onnx(Judge(heads[0].head, heads[0].known)) == to_onnx(
+            Judge(heads[1].head, heads[1].known)
+        )
+
+    def test_what_is_left_out_has_its_default(self, tmp_path: Path) -> None:
+        (tmp_path / "run.yaml").write_text("seed: 4\n")
+        assert read_run(tmp_path / "run.yaml") == Stage1Config(seed=4)
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [("width: wide\n", "width: "), ("depth: 3\n", "has depth, which"), ("[1]", "no mapping")],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path: Path, content: str, said: str) -> None:
+        (tmp_path / "run.yaml").write_text(content)
+        with pytest.raises(ValueError, match=said):
+            read_run(tmp_path / "run.yaml")
 
 
 class TestSplit:
