@@ -315,6 +315,7 @@ def _facts(settings: ExecutorSettings, tools: Tools) -> Facts:
             text_layer=settings.feature_layer,
             text_pooling=settings.text_pooling,
             vision_source=settings.vision_source,
+            vision_pooling=settings.vision_pooling,
         )
     except ValueError as error:
         raise NotLoadable(f"--feature-layer {settings.feature_layer}: {error}") from error

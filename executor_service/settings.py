@@ -47,8 +47,10 @@ class ExecutorSettings(ServerSettings):
     """Decoder layers the text passes before its features are taken."""
     text_pooling: Literal["mean", "last", "first"] = "mean"
     """How the instruction's tokens become one vector."""
-    vision_source: Literal["tower", "deepstack", "fused"] = "tower"
+    vision_source: Literal["tower", "deepstack", "levels", "fused"] = "levels"
     """Which vision features the router gets."""
+    vision_pooling: Literal["mean", "statistics"] = "statistics"
+    """How the image tokens become one vector: their mean, or with it spread, maximum, minimum."""
     queue_length: int = Field(default=64, ge=1, le=_LARGEST)
     """Requests that may wait; more are refused with a delay to retry after."""
     slots: int = Field(default=8, ge=1, le=_LARGEST)

@@ -32,8 +32,11 @@ from training.heads import LayeredHead, RouterHead
 from training.processes import on_cpu
 from training.run_config import Router, RunConfig, digest_of
 
-_NEW_HEAD = Router(width=128, dropout=0.1, text_layer=2, text_pooling="mean", vision_source="tower")
-_HOOK = ("text_layer", "text_pooling", "vision_source")
+_NEW_HEAD = Router(
+    width=128, dropout=0.1, text_layer=2, text_pooling="mean", vision_source="levels",
+    vision_pooling="statistics",
+)  # fmt: skip
+_HOOK = ("text_layer", "text_pooling", "vision_source", "vision_pooling")
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def _head(
         text_layer=router.text_layer,
         text_pooling=router.text_pooling or "",
         vision_source=router.vision_source or "",
+        vision_pooling=router.vision_pooling or "",
     )
     stated = core.FeatureSpec(**vars(spec))
     layers = model.num_layers if router.per_layer else 0

@@ -19,8 +19,9 @@ from executor_service.model.rows import RowBatch, VisionOutput
 from service_chassis.errors import Internal
 
 TEXT_POOLINGS = ("mean", "last", "first")
-VISION_SOURCES = ("tower", "deepstack", "fused")
-VISION_POOLINGS = ("mean",)
+VISION_SOURCES = ("tower", "deepstack", "levels", "fused")
+VISION_POOLINGS = ("mean", "statistics")
+_STATISTICS = 4
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class FeatureSpec:
         text_pooling: `mean` over the instruction's own tokens, `last` of them, or `first`, the
             template's token 0, which is the same for every prompt.
         vision_source: `tower` (what stands in for the image tokens), `deepstack` (every DeepStack
-            feature, one after the other) or `fused` (hidden states of the image tokens behind
-            `text_layer` layers, of a pass over screen and instruction).
-        vision_pooling: `mean` over image tokens.
+            feature, one after the other), `levels` (the tower's, then every DeepStack feature) or
+            `fused` (hidden states of the image tokens behind `text_layer` layers, of a pass over
+            screen and instruction).
+        vision_pooling: `mean` over the image tokens, or `statistics`: their mean, standard
+            deviation, maximum and minimum, one after the other. A small window on a large desktop
+            is a few tokens of many: lost in a mean, not in an extreme.
         text_dim: Length of the text features.
         vision_dim: Length of the vision features.
         base_digest: Digest of the base model.
@@ -97,8 +101,9 @@ class Features:
 
 
 def spec_for(
-    config: Any, base_digest: str, text_layer: int, text_pooling: str, vision_source: str
-) -> FeatureSpec:
+    config: Any, base_digest: str, text_layer: int, text_pooling: str, vision_source: str,
+    vision_pooling: str,
+) -> FeatureSpec:  # fmt: skip
     """The spec of features of a model with this config.
 
     Raises:
@@ -108,13 +113,14 @@ def spec_for(
         raise ValueError(f"text_layer is at most {config.text_config.num_hidden_layers}")
     hidden = int(config.text_config.hidden_size)
     levels = len(config.vision_config.deepstack_visual_indexes)
+    parts = {"deepstack": levels, "levels": 1 + levels}.get(vision_source, 1)
     return FeatureSpec(
         text_layer=text_layer,
         text_pooling=text_pooling,
         vision_source=vision_source,
-        vision_pooling="mean",
+        vision_pooling=vision_pooling,
         text_dim=hidden,
-        vision_dim=hidden * (levels if vision_source == "deepstack" else 1),
+        vision_dim=hidden * parts * (_STATISTICS if vision_pooling == "statistics" else 1),
         base_digest=base_digest,
         template_version=FEATURE_TEMPLATE_VERSION,
     )
@@ -159,9 +165,12 @@ def extract(
         for states, row in zip(hidden, rows, strict=True)
     ]
     if spec.vision_source == "fused":
-        screens = _fused(decoder, build, rows, spec, config)
+        levels: list[tuple[torch.Tensor, ...]] = [
+            (states,) for states in _fused(decoder, build, rows, spec, config)
+        ]
     else:
-        screens = [pool_vision(row.vision, spec.vision_source) for row in rows]
+        levels = [_levels(row.vision, spec.vision_source) for row in rows]
+    screens = [pool_vision(each, spec.vision_pooling) for each in levels]
     return [checked(text, seen, spec) for text, seen in zip(texts, screens, strict=True)]
 
 
@@ -181,11 +190,26 @@ def pool_text(hidden: torch.Tensor, span: tuple[int, int], pooling: str) -> torc
     return hidden[start:end].float().mean(dim=0)
 
 
-def pool_vision(vision: VisionOutput, source: str) -> torch.Tensor:
-    """Tower or DeepStack output to one vector, float32: the mean over the image tokens."""
-    if source == "tower":
-        return vision.embeds.float().mean(dim=0)
-    return torch.cat([part.float().mean(dim=0) for part in vision.deepstack])
+def pool_vision(levels: Sequence[torch.Tensor], pooling: str) -> torch.Tensor:
+    """Image tokens [T, hidden] of each level to one vector, float32, one level after the other."""
+    return torch.cat([_pooled(tokens.float(), pooling) for tokens in levels])
+
+
+def _pooled(tokens: torch.Tensor, pooling: str) -> torch.Tensor:
+    mean = tokens.mean(dim=0)
+    if pooling == "mean":
+        return mean
+    # Of the tokens that there are, so that a single one has a deviation: none.
+    spread = tokens.std(dim=0, correction=0)
+    return torch.cat([mean, spread, tokens.amax(dim=0), tokens.amin(dim=0)])
+
+
+def _levels(vision: VisionOutput, source: str) -> tuple[torch.Tensor, ...]:
+    return {
+        "tower": (vision.embeds,),
+        "deepstack": vision.deepstack,
+        "levels": (vision.embeds, *vision.deepstack),
+    }[source]
 
 
 def checked(text: torch.Tensor, vision: torch.Tensor, spec: FeatureSpec) -> Features:
@@ -209,16 +233,13 @@ def _fused(
     spec: FeatureSpec,
     config: Any,
 ) -> list[torch.Tensor]:
-    """Mean hidden state of each screen's tokens behind the spec's layer, [hidden] each."""
+    """Hidden states of each screen's tokens behind the spec's layer, [image tokens, hidden]."""
     prompts = [
         _with_screen(row.ids, row.span[0], row.vision.embeds.shape[0], config) for row in rows
     ]
     batch = build(prompts, [row.vision for row in rows])
     hidden = decoder.after(batch, spec.text_layer)
-    return [
-        states[start:end].float().mean(dim=0)
-        for states, (start, end) in zip(hidden, batch.images, strict=True)
-    ]
+    return [states[start:end] for states, (start, end) in zip(hidden, batch.images, strict=True)]
 
 
 def _with_screen(ids: Sequence[int], at: int, image_tokens: int, config: Any) -> BuiltPrompt:

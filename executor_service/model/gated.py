@@ -281,15 +281,16 @@ class GatedModel:
             return feature.extract(self._decoder, self._rows, rows, spec, self.config)
 
     def feature_spec(
-        self, *, text_layer: int, text_pooling: str = "mean", vision_source: str = "tower"
-    ) -> FeatureSpec:
+        self, *, text_layer: int, text_pooling: str = "mean", vision_source: str = "tower",
+        vision_pooling: str = "mean",
+    ) -> FeatureSpec:  # fmt: skip
         """The spec of features of this model.
 
         Raises:
             ValueError: The model has no such layer, pooling or source.
         """
         return feature.spec_for(
-            self.config, self.base_digest, text_layer, text_pooling, vision_source
+            self.config, self.base_digest, text_layer, text_pooling, vision_source, vision_pooling
         )
 
     def look(self, screens: Sequence[PixelInput]) -> list[VisionOutput]:

@@ -33,6 +33,8 @@ from training.run_config import RunConfig
 
 CORPUS = ["Click the left button", "Scroll down the grid", "[498, 385]", "user assistant"]
 EXPERTS = ("clicker", "scroller")
+# What a head of a few weights reads: the defaults are for one that has thousands of rows.
+SMALL_FEATURES = {"vision_source": "tower", "vision_pooling": "mean"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class TinyRun:
             "steps": 4,
             "batch_rows": 2,
             "save_every": 1,
-            "router": {"width": 16, "dropout": 0.1},
+            "router": {"width": 16, "dropout": 0.1, **SMALL_FEATURES},
             "rates": {"router": 1e-2, "joint_expert": 1e-3},
         }
         return RunConfig(**{**values, **changes})
@@ -75,11 +77,15 @@ def write_tiny_run(root: Path) -> TinyRun:
     return TinyRun(base, root / "experts", root / "records.jsonl")
 
 
-def write_features(run: TinyRun, out: Path) -> Path:
-    """A feature cache of the run's records, extracted here and not over the RPC."""
+def write_features(run: TinyRun, out: Path, **vision: str) -> Path:
+    """A feature cache of the run's records, extracted here and not over the RPC.
+
+    Args:
+        vision: `vision_source` and `vision_pooling`, else those of the run's own configuration.
+    """
     model = GatedModel.load(run.base, device="cpu", dtype=torch.float32)
     experts = load_experts(model, {name: run.experts / name for name in EXPERTS})
-    spec = model.feature_spec(text_layer=2)
+    spec = model.feature_spec(text_layer=2, **vision)
     rows = Conversations(
         labelled_records(run.records, EXPERTS),
         run.records.parent,

@@ -32,6 +32,7 @@ from training.study.screens import Sets
 
 WIDTHS = (32, 64, 128, 256)
 DEFAULT_WIDTH = Stage1Config().width
+LEARNT, _UNSEEN = "learnt", "unseen"
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Spec:
 
     layer: int = 2
     pooling: str = "mean"
-    source: str = "tower"
+    source: str = "levels"
+    vision_pooling: str = "statistics"
 
     @property
     def name(self) -> str:
         """For a folder."""
-        return f"layer-{self.layer}-{self.pooling}-{self.source}"
+        return f"layer-{self.layer}-{self.pooling}-{self.source}-{self.vision_pooling}"
 
     @property
     def flags(self) -> list[str]:
@@ -54,6 +56,7 @@ class Spec:
             *("--feature-layer", str(self.layer)),
             *("--text-pooling", self.pooling),
             *("--vision-source", self.source),
+            *("--vision-pooling", self.vision_pooling),
         ]
 
 
@@ -83,7 +86,11 @@ def choices(layers: int) -> list[Choice]:
         *(Choice("text pooling", each, Spec(pooling=each)) for each in ("mean", "last", "first")),
         *(
             Choice("vision source", each, Spec(source=each))
-            for each in ("tower", "deepstack", "fused")
+            for each in ("tower", "deepstack", "levels", "fused")
+        ),
+        *(
+            Choice("vision pooling", each, Spec(vision_pooling=each))
+            for each in ("mean", "statistics")
         ),
         *(Choice("width", str(width), width=width) for width in WIDTHS),
     ]
@@ -103,7 +110,7 @@ def extract(
         with contextlib.ExitStack() as stack:
             address = stack.enter_context(executor_started(*executor_flags, *spec.flags))
             client = stack.enter_context(Molora(executor=address, timeout_s=CALL_TIMEOUT_S))
-            for name, file in (("learnt", sets.learnt), ("unseen", sets.unseen)):
+            for name, file in ((LEARNT, sets.learnt), (_UNSEEN, sets.unseen)):
                 out = folder / spec.name / name
                 start = time.monotonic()
                 if not (out / INDEX_FILE).exists():
@@ -159,12 +166,12 @@ def fit(features: Path, width: int, seeds: Sequence[int]) -> dict[str, Any]:
         width: Of the head.
         seeds: One head each.
     """
-    unseen = load_features(features / "unseen")
+    unseen = load_features(features / _UNSEEN)
     own, new, start = [], [], time.monotonic()
     cases = 0
     for seed in seeds:
         config = Stage1Config(seed=seed, width=width)
-        result = train_stage1(features / "learnt", config=config, progress=False)
+        result = train_stage1(features / LEARNT, config=config, progress=False)
         own.append(result.accuracy["held_out"])
         new.append(accuracy(result.head, unseen))
         cases = result.cases["held_out"]

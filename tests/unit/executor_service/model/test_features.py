@@ -10,11 +10,13 @@ from executor_service.core import GateVector
 from executor_service.model.decoder import Decoder
 from executor_service.model.features import (
     TEXT_POOLINGS,
+    VISION_POOLINGS,
     VISION_SOURCES,
     FeatureRow,
     FeatureSpec,
     checked,
     pool_text,
+    pool_vision,
 )
 from executor_service.model.gated import Routing
 from service_chassis.errors import Internal
@@ -136,8 +138,11 @@ def test_hidden_states_of_all_layers_give_the_models_logits(model):
 
 @pytest.mark.parametrize("source", VISION_SOURCES)
 @pytest.mark.parametrize("pooling", TEXT_POOLINGS)
-def test_rows_together_get_what_each_gets_alone(model, source, pooling):
-    spec = model.feature_spec(text_layer=2, text_pooling=pooling, vision_source=source)
+@pytest.mark.parametrize("vision_pooling", VISION_POOLINGS)
+def test_rows_together_get_what_each_gets_alone(model, source, pooling, vision_pooling):
+    spec = model.feature_spec(
+        text_layer=2, text_pooling=pooling, vision_source=source, vision_pooling=vision_pooling
+    )
     screens = [tiny.screen(2, 3), tiny.screen(1, 1, seed=1), tiny.screen(3, 2, seed=2)]
     asked = [
         FeatureRow((*HEAD, *instruction, *TAIL), (2, 2 + len(instruction)), vision)
@@ -197,14 +202,16 @@ def test_a_span_without_tokens_is_an_error(span, pooling):
 
 
 @pytest.mark.parametrize(
-    ("source", "length"), [("tower", HIDDEN), ("deepstack", LEVELS * HIDDEN), ("fused", HIDDEN)]
+    ("source", "levels"),
+    [("tower", 1), ("deepstack", LEVELS), ("levels", 1 + LEVELS), ("fused", 1)],
 )
+@pytest.mark.parametrize(("pooling", "parts"), [("mean", 1), ("statistics", 4)])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 2)])
-def test_shapes_do_not_depend_on_the_screen(model, source, length, size):
-    spec = model.feature_spec(text_layer=1, vision_source=source)
+def test_shapes_do_not_depend_on_the_screen(model, source, levels, pooling, parts, size):
+    spec = model.feature_spec(text_layer=1, vision_source=source, vision_pooling=pooling)
     found = features(model, spec, pixels=tiny.screen(*size))
     assert found.text.shape == (spec.text_dim,) == (HIDDEN,)
-    assert found.vision.shape == (spec.vision_dim,) == (length,)
+    assert found.vision.shape == (spec.vision_dim,) == (parts * levels * HIDDEN,)
     assert found.text.dtype == found.vision.dtype == torch.float32
 
 
@@ -218,6 +225,25 @@ def test_tower_and_deepstack_are_the_means_of_the_towers_own_output(model):
     deepstack = features(model, model.feature_spec(text_layer=1, vision_source="deepstack")).vision
     assert tiny.relative_error(deepstack, levels) <= TOLERANCE
     assert tiny.relative_error(levels[:HIDDEN], levels[HIDDEN:]) > 0.01
+    both = features(model, model.feature_spec(text_layer=1, vision_source="levels")).vision
+    assert torch.equal(both, torch.cat([tower, deepstack]))
+
+
+def test_statistics_are_mean_deviation_maximum_and_minimum_of_each_level():
+    levels = torch.tensor([[1.0, 4.0], [3.0, 0.0]]), torch.tensor([[5.0, 5.0]])
+    assert pool_vision(levels, "mean").tolist() == [2, 2, 5, 5]
+    assert pool_vision(levels, "statistics").tolist() == [
+        *(2, 2, 1, 2, 3, 4, 1, 0),
+        *(5, 5, 0, 0, 5, 5, 5, 5),
+    ]
+
+
+def test_a_small_window_on_a_large_desktop_stands_out_in_the_statistics():
+    desktop = torch.zeros(400, 1)
+    desktop[7] = 1.0
+    mean, deviation, largest, least = pool_vision((desktop,), "statistics").tolist()
+    assert mean < 0.01 < deviation
+    assert (largest, least) == (1, 0)
 
 
 @pytest.mark.parametrize("source", VISION_SOURCES)

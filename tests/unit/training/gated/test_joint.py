@@ -17,7 +17,13 @@ from router_service.bundle import load_bundle
 from router_service.core import Features, HeadOutput
 from router_service.head import Head
 from tests.support.events import read_scalars
-from tests.support.tiny_run import EXPERTS, TinyRun, load_experts, write_features
+from tests.support.tiny_run import (
+    EXPERTS,
+    SMALL_FEATURES,
+    TinyRun,
+    load_experts,
+    write_features,
+)
 from training.features import load_features
 from training.head_file import load_head, save_head
 from training.heads import LayeredHead, RouterHead
@@ -28,7 +34,7 @@ from training.stage1 import train_stage1
 from training.stage2 import train_stage2
 from training.stage3 import train_stage3
 
-EXACT = {"router": {"width": 16, "dropout": 0.0}}
+EXACT = {"router": {"width": 16, "dropout": 0.0, **SMALL_FEATURES}}
 Train = Callable[..., Any]
 
 
@@ -117,7 +123,9 @@ def test_hard_gates_teach_the_head_as_well(tiny: TinyRun, out: Path, estimator: 
     }
     train_stage2(tiny.config(out / "run", gates=gates, steps=3, **EXACT))
     train_stage2(tiny.config(out / "none", gates=gates, steps=1, **EXACT))
-    later, earlier = (load_head(out / name).head.state_dict() for name in ("run", "none"))
+    later, earlier = (
+        dict(load_head(out / name).head.named_parameters()) for name in ("run", "none")
+    )
     assert all(not torch.equal(later[name], earlier[name]) for name in later)
     assert [line["temperature"] for line in metrics(out / "run")] == [2.0, 1.25, 0.5]
     assert load_head(out / "run").temperature == 0.5

@@ -39,10 +39,11 @@ def test_every_choice_changes_one_thing():
         assert len(changed) + (choice.width != Stage1Config().width) == (not choice.default)
     assert [c.value for c in compared if c.factor == "text layer"] == ["1", "2", "3", "4"]
     assert [c.factor for c in compared if c.default] == [
-        "text layer", "text pooling", "vision source", "width",
+        "text layer", "text pooling", "vision source", "vision pooling", "width",
     ]  # fmt: skip
-    assert Spec(3, "last", "fused").flags == [
+    assert Spec(3, "last", "fused", "mean").flags == [
         "--feature-layer", "3", "--text-pooling", "last", "--vision-source", "fused",
+        "--vision-pooling", "mean",
     ]  # fmt: skip
 
 
@@ -65,5 +66,5 @@ def test_the_default_is_trained_once_for_all_factors(tmp_path, monkeypatch):
     told = []
     rows = compare(choices(3), (0,), tmp_path / "features", Kept(tmp_path / "k", {}), told.append)
     assert len(rows) == len(choices(3)) == told[-1]
-    assert len(trained) == len(set(trained)) == len(rows) - 3
+    assert len(trained) == len(set(trained)) == len(rows) - 4
     assert all(row["held_out"] == 1 for row in rows)

@@ -28,7 +28,9 @@ def fresh_accelerator():
 def learner(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
     tiny = write_tiny_run(root)
-    write_features(tiny, root / "features" / Spec().name / "learnt")
+    spec = Spec()
+    vision = {"vision_source": spec.source, "vision_pooling": spec.vision_pooling}
+    write_features(tiny, root / "features", **vision)
     sets = Sets(*[tiny.records] * 5)
     return Learner(
         tiny.base, tiny.experts, sets, root / "features", root / "heads", steps=2, batch_rows=2
