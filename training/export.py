@@ -161,17 +161,14 @@ def _check_same(judge: Judge, model: bytes) -> None:
 
 
 def _random_inputs(head: RouterHead | LayeredHead, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text and vision, spread like what the head learnt from."""
     generator = torch.Generator().manual_seed(0)
     reads = head.trunk if isinstance(head, LayeredHead) else head
-    dims = (_dim(reads.text), _dim(reads.vision))
-    text, vision = (torch.randn(rows, dim, generator=generator) for dim in dims)
+    text, vision = (
+        seen.mean + seen.spread * torch.randn(rows, len(seen.mean), generator=generator)
+        for seen in (reads.text_scale, reads.vision_scale)
+    )
     return text, vision
-
-
-def _dim(part: torch.nn.Sequential) -> int:
-    norm = part[0]
-    assert isinstance(norm, torch.nn.LayerNorm)
-    return norm.normalized_shape[0]
 
 
 def _manifest(result: Stage1Result, model: bytes) -> Manifest:

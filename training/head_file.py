@@ -133,6 +133,9 @@ def _from_bundle(directory: Path) -> SavedHead:
         names = tuple(expert.name for expert in manifest.experts)
         shape = HeadShape(names, manifest.feature_spec, width, dropout, manifest.layers)
         head = new_head(shape)
+        # Scores that leave features as they are do not survive the export.
+        kept = {name: value for name, value in head.state_dict().items() if "_scale." in name}
+        weights = kept | weights
         head.load_state_dict({name: weights[name] for name in head.state_dict()})
     except (KeyError, RuntimeError) as error:
         raise ValueError(

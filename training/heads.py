@@ -10,6 +10,39 @@ import copy
 import torch
 from torch import nn
 
+# Of the mean spread of a part's features: what one that hardly varies has at least.
+_LEAST_SPREAD = 0.01
+
+
+class Standardised(nn.Module):
+    """Features as standard scores, of the rows that a head learns from; at first as they are.
+
+    A maximum and a deviation differ in size by more than what tells one screen from another.
+
+    Args:
+        size: Of the features.
+    """
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def learn(self, features: torch.Tensor) -> None:
+        """Takes mean and standard deviation of features [n, size]."""
+        rows = features.double()
+        spread = rows.std(dim=0, correction=0)
+        least = (_LEAST_SPREAD * spread.mean()).clamp(min=torch.finfo(torch.float32).eps)
+        self.mean.copy_(rows.mean(dim=0))
+        self.spread.copy_(spread.maximum(least))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Scores [n, size] of features [n, size]."""
+        return (features - self.mean) / self.spread
+
 
 class RouterHead(nn.Module):
     """Features to logits: each part normalised and projected, then two layers over both.
@@ -26,6 +59,7 @@ class RouterHead(nn.Module):
         self, text_dim: int, vision_dim: int, experts: int, width: int, dropout: float
     ) -> None:
         super().__init__()
+        self.text_scale, self.vision_scale = Standardised(text_dim), Standardised(vision_dim)
         self.text = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, width))
         self.vision = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, width))
         self.mix = nn.Sequential(
@@ -39,7 +73,8 @@ class RouterHead(nn.Module):
 
     def forward(self, text: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
         """Logits [n, K] of text [n, text_dim] and vision [n, vision_dim]."""
-        joined = torch.cat([self.text(text), self.vision(vision)], dim=1)  # [n, 2 * width]
+        parts = self.text(self.text_scale(text)), self.vision(self.vision_scale(vision))
+        joined = torch.cat(parts, dim=1)  # [n, 2 * width]
         logits: torch.Tensor = self.mix(joined)
         return logits
 

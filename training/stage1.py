@@ -212,6 +212,8 @@ def _train(
     spec, experts = table.index.feature_spec, len(table.index.experts)
     head = RouterHead(spec.text_dim, spec.vision_dim, experts, config.width, config.dropout)
     lessons = Lessons(table, splits, config.agent_reliability)
+    head.text_scale.learn(table.text[lessons.rows])
+    head.vision_scale.learn(table.vision[lessons.rows])
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
