@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from training.demo.server import ServerFailed
+from training.features import load_features
 from training.run_config import digest_of
 from training.study.kept import Kept
 from training.study.report import bars_table, choices_table, markdown, picture, stages_table
@@ -40,6 +41,7 @@ def main() -> None:
         seeds=tuple(arguments.seeds),
         sizes=Sizes(arguments.images, arguments.unseen, arguments.lessons, arguments.cases),
         steps=arguments.steps,
+        features=arguments.features,
     )
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -60,6 +62,7 @@ def _given(plan: Plan) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "sizes": asdict(plan.sizes),
         "steps": plan.steps,
+        "features": plan.features and load_features(plan.features).index.dataset_digest,
     }
 
 
@@ -100,6 +103,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, help="with a .md and a .svg beside it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--features", type=Path, help="cache that heads learn from; unset: of --images drawn here"
+    )
     parser.add_argument("--images", type=int, default=80, help="for stage 1, of each expert")
     parser.add_argument("--unseen", type=int, default=20, help="in unseen looks, of each expert")
     parser.add_argument("--lessons", type=int, default=40, help="for stage 2, of each expert")

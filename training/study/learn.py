@@ -18,7 +18,6 @@ from training.run_config import RunConfig
 from training.stage1 import Stage1Config, train_stage1
 from training.stage2 import train_stage2
 from training.stage3 import EXPERTS_FOLDER, train_stage3
-from training.study.choices import Spec
 from training.study.kept import Kept
 from training.study.screens import Sets
 
@@ -53,7 +52,7 @@ class Learner:
         model: The base.
         experts: Folder with one expert per folder.
         sets: Screens.
-        features: Folder of the caches.
+        cache: Of the default features that stage 1 learns from.
         out: Gets a folder for each head.
         steps: Of stages 2 and 3.
         batch_rows: Records of a step.
@@ -62,7 +61,7 @@ class Learner:
     model: Path
     experts: Path
     sets: Sets
-    features: Path
+    cache: Path
     out: Path
     steps: int
     batch_rows: int
@@ -72,7 +71,7 @@ class Learner:
         out = self.out / f"stage1-{seed}"
 
         def run() -> str:
-            result = train_stage1(self._cache, config=Stage1Config(seed=seed), progress=False)
+            result = train_stage1(self.cache, config=Stage1Config(seed=seed), progress=False)
             return str(export_bundle(result, out))
 
         kept.step(f"stage 1 seed {seed}", run)
@@ -113,17 +112,13 @@ class Learner:
             "out": out,
             "experts_root": self.experts,
             "start": start,
-            "features": self._cache,
+            "features": self.cache,
             "steps": self.steps,
             "batch_rows": self.batch_rows,
             "save_every": 20,
             "seed": seed,
         }
         return RunConfig(**values | dict(changes))
-
-    @property
-    def _cache(self) -> Path:
-        return self.features / Spec().name / "learnt"
 
 
 def _trained(train: Callable[..., Any], config: RunConfig, progress: Progress) -> dict[str, str]:

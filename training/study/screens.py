@@ -13,7 +13,7 @@ from pathlib import Path
 from executor_service.model.experts import discover_experts
 from training.data.synthesize import EXPERTS, OWN_LOOKS, UNSEEN_LOOKS, synthesize
 from training.miniature.experts import LEFT_OUT
-from training.miniature.router import OTHER_SIZES
+from training.miniature.router import LOOKS, OTHER_SIZES, TASKS_PER_IMAGE
 
 # Beside the seeds of base, experts, router and samples.
 _SEED = 9_000_011
@@ -25,7 +25,7 @@ class Sizes:
     """How much is drawn, of each expert.
 
     Attributes:
-        images: Screens whose features heads learn from, some in the sizes of other experts'.
+        images: Screens whose features heads learn from, many in other themes and sizes.
         unseen: Screens in unseen themes and sizes.
         lessons: Screens that stage 2 learns from.
         cases: Held-out screens that are answered, with one task each.
@@ -89,7 +89,7 @@ def draw_sets(
     """
     # Images, tasks of each, part in other sizes, and looks.
     wanted = {
-        "learnt": (sizes.images, sizes.tasks, OTHER_SIZES, OWN_LOOKS),
+        "learnt": (sizes.images, TASKS_PER_IMAGE, OTHER_SIZES, LOOKS),
         "unseen": (sizes.unseen, sizes.tasks, 0.0, UNSEEN_LOOKS),
         "lessons": (sizes.lessons, sizes.tasks, 0.0, OWN_LOOKS),
         "held_out": (sizes.cases, 1, 0.0, OWN_LOOKS),

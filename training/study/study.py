@@ -17,7 +17,7 @@ from training.evaluation.runs import read_run
 from training.outcome import BUNDLE_FOLDER
 from training.services import executor_started
 from training.study.bars import RATES, bars, mean_rates
-from training.study.choices import Spec, best, choices, compare, extract, layers_of
+from training.study.choices import LEARNT, Spec, best, choices, compare, extract, layers_of
 from training.study.kept import Kept
 from training.study.learn import ABLATIONS, Learner
 from training.study.measure import Bench
@@ -43,6 +43,8 @@ class Plan:
         sizes: How many screens.
         steps: Of stages 2 and 3.
         batch_rows: Records of a step.
+        features: Cache that heads learn from, such as the shipped router's; None: one of screens
+            drawn here. What the router should read is always compared on the latter.
     """
 
     model: Path
@@ -52,6 +54,7 @@ class Plan:
     sizes: Sizes
     steps: int
     batch_rows: int = 8
+    features: Path | None = None
 
     @property
     def flags(self) -> list[str]:
@@ -81,7 +84,8 @@ class Study:
         with shown("screens") as progress:
             self._sets = draw_sets(plan.work / "screens", self.names, plan.sizes, progress)
         self._learner = Learner(
-            plan.model, plan.experts, self._sets, self._features, plan.work / "heads",
+            plan.model, plan.experts, self._sets,
+            plan.features or self._features / Spec().name / LEARNT, plan.work / "heads",
             plan.steps, plan.batch_rows,
         )  # fmt: skip
 
@@ -92,7 +96,8 @@ class Study:
             parts: Of `PARTS`.
         """
         plan = self._plan
-        self._extract(Spec())
+        if plan.features is None:
+            self._extract(Spec())
         second = self._heads() if set(parts) - {"choices"} else []
         found: dict[str, Any] = {
             "experts": list(self.names),
