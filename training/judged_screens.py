@@ -21,7 +21,7 @@ from pathlib import Path
 from molora_client import Molora
 from training.data.calls import ToolCall
 from training.data.records import Record, new_record, read_records, write_records
-from training.data.synthesize import EXPERTS, synthesize
+from training.data.synthesize import EXPERTS, OWN_LOOKS, synthesize
 from training.features import INDEX_FILE, FeatureTable, cache_features, load_features
 from training.screens.reframe import SIZES
 from training.screens.strangers import STRANGERS
@@ -84,6 +84,7 @@ def draw(
     tasks: int,
     seed: int,
     other_sizes: float = 0.0,
+    looks: str = OWN_LOOKS,
 ) -> None:
     """Draws screens of some experts into one file of records, unless it is there.
 
@@ -93,7 +94,8 @@ def draw(
         images_per_kind: Of each expert.
         tasks: Records of an image, at most.
         seed: Of everything drawn.
-        other_sizes: Share of the screens that are shown at another expert's size.
+        other_sizes: Share of the screens that are shown at another size.
+        looks: As of `synthesize`.
     """
     if (folder / RECORDS).exists():
         return
@@ -107,6 +109,7 @@ def draw(
         shares={Path(RECORDS).stem: 1.0},
         experts=experts,
         other_sizes=other_sizes,
+        looks=looks,
     )
 
 

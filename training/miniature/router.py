@@ -5,24 +5,32 @@ Knows the order of the steps; features, head, export and the fit are modules of 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+
+import torch
 
 from molora_client import Molora
 from router_service.bundle import MANIFEST_FILE, load_bundle
+from training.data.synthesize import ANY_LOOKS
 from training.export import export_bundle
-from training.features import CALL_TIMEOUT_S, INDEX_FILE
+from training.features import CALL_TIMEOUT_S, INDEX_FILE, load_features
 from training.judged_screens import UNKNOWN, draw, extract, judged_screens
 from training.judgement import fit_bundle
+from training.known_screens import known_screens
 from training.services import executor_started
 from training.stage1 import Stage1Config, train_stage1
 
-IMAGES_PER_KIND = 80
-TASKS_PER_IMAGE = 4
-# Of the screens that the head learns from: no size of a screen may give its class away. Themes stay
-# the experts' own: with made-up ones and any size the head knows more of what is new (0.77 instead
-# of 0.54), but it takes a third of the pictures that no expert knows for known ones, and no expert
-# can answer on a screen that looks so new.
-OTHER_SIZES = 0.3
+IMAGES_PER_KIND = 1800
+TASKS_PER_IMAGE = 1
+# The head learns from made-up themes, and from so many screens at any size: neither may give a
+# class away, and none of the experts' own looks is all that there is.
+LOOKS = ANY_LOOKS
+OTHER_SIZES = 0.8
+# What is known are the looks that the experts were trained on. They cannot answer in others,
+# however well the head tells whose a screen is, so it abstains from those.
+KNOWN_IMAGES_PER_KIND = 60
+KNOWN_SEED_OFFSET = 6_000_101
 # Screens of its own: neither the base, the experts nor the sample set has drawn them.
 SEED_OFFSET = 7_000_003
 # And others to judge the head on, which it has not learnt from either.
@@ -62,14 +70,18 @@ def train_router(
     Returns:
         The router bundle's directory.
     """
-    features, judged, out = work / "features", work / "judged", work / "router"
+    features, known, judged = work / "features", work / "known", work / "judged"
+    out = work / "router"
     if _is_exported(out) and load_bundle(out).manifest.fit:
         return out
-    caches = (features, judged, judged / UNKNOWN)
+    caches = (features, known, judged, judged / UNKNOWN)
     if not all((cache / INDEX_FILE).exists() for cache in caches):
         _extract(base, experts, work, seed, images_per_kind, judged_images)
     if not _is_exported(out):
-        export_bundle(train_stage1(features, config=Stage1Config(seed=seed)), out)
+        head = train_stage1(features, config=Stage1Config(seed=seed))
+        own = load_features(known)
+        seen = known_screens(own, torch.arange(len(own)))
+        export_bundle(dataclasses.replace(head, known=seen), out)
     fit_bundle(
         out,
         judged,
@@ -88,7 +100,7 @@ def _is_exported(bundle: Path) -> bool:
 def _extract(
     base: Path, experts: Path, work: Path, seed: int, images_per_kind: int, judged_images: int
 ) -> None:
-    """Both sets of screens and their features, through one executor process."""
+    """All sets of screens and their features, through one executor process."""
     names = sorted(path.parent.name for path in experts.glob("*/expert.json"))
     draw(
         work / "routing",
@@ -97,12 +109,21 @@ def _extract(
         tasks=TASKS_PER_IMAGE,
         seed=seed + SEED_OFFSET,
         other_sizes=OTHER_SIZES,
+        looks=LOOKS,
+    )
+    draw(
+        work / "known" / "screens",
+        names,
+        images_per_kind=KNOWN_IMAGES_PER_KIND,
+        tasks=1,
+        seed=seed + KNOWN_SEED_OFFSET,
     )
     with (
         executor_started("--model", str(base), "--experts-root", str(experts)) as address,
         Molora(executor=address, timeout_s=CALL_TIMEOUT_S) as client,
     ):
         extract(work / "routing", client, work / "features")
+        extract(work / "known" / "screens", client, work / "known")
         judged_screens(
             work / "judged",
             client,

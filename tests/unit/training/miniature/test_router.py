@@ -5,6 +5,7 @@ The executor, stage 1 and the export have tests of their own and are stood in fo
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,18 @@ class Steps:
         self.done.append(("stage 1", features.name, config.seed))
         if self.broken:
             raise KeyboardInterrupt
-        return None
+        return _Result(known=None)
 
-    def export_bundle(self, result: Any, out: Path) -> Path:
+    def export_bundle(self, result: _Result | None, out: Path) -> Path:
+        if result:
+            self.done.append(("known", len(result.known.mean)))
         model = router_bundle.head_model(distance="distance").SerializeToString()
         return router_bundle.write_bundle(out, model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    known: Any
 
 
 class _Entered:
@@ -98,10 +106,14 @@ def test_one_executor_sees_both_sets_and_the_bundle_is_fitted(
     out = trained(experts, tmp_path)
     assert steps.done == [
         ("draw", NAMES, 5 + router.SEED_OFFSET),
+        ("draw", NAMES, 5 + router.KNOWN_SEED_OFFSET),
         ("server", "executor_service"),
         ("extract", "routing", "here:1"),
+        ("extract", "screens", "here:1"),
         ("judged", NAMES, 5 + router.JUDGED_SEED_OFFSET, JUDGED),
         ("stage 1", "features", 5),
+        # What is known are the experts' own looks, not what the head learns from.
+        ("known", len(NAMES)),
     ]
     manifest = load_bundle(out).manifest
     assert manifest.fit is not None
@@ -132,7 +144,7 @@ def test_a_run_that_was_stopped_in_stage_1_extracts_nothing_again(
     steps.broken = False
     steps.done.clear()
     assert load_bundle(trained(experts, tmp_path)).manifest.fit is not None
-    assert [step[0] for step in steps.done] == ["stage 1"]
+    assert [step[0] for step in steps.done] == ["stage 1", "known"]
 
 
 def test_a_bundle_from_before_it_was_fitted_is_fitted(
