@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch.distributions import Beta
 from torch.nn import functional as F
 
 from training.agent_labels import hint_loss, noise_matrix
@@ -18,10 +19,15 @@ from training.heads import RouterHead
 class Lessons:
     """The rows of a table to learn from, and the loss of some of them.
 
+    Rows are mixed in pairs, features and losses in the same shares (Zhang et al. 2018, "mixup:
+    Beyond Empirical Risk Minimization", arXiv:1710.09412): between the screens that it has seen a
+    head then says something in between, not what one of them alone has taught it.
+
     Args:
         table: The features.
         splits: Row indices of each split; `train` is learnt from.
         reliability: How often an agent is taken to be right where nothing is counted.
+        mixup: Both parameters of the Beta distribution that shares come from; 0: nothing is mixed.
 
     Attributes:
         rows: Indices.
@@ -29,12 +35,17 @@ class Lessons:
     """
 
     def __init__(
-        self, table: FeatureTable, splits: Mapping[str, torch.Tensor], reliability: float
+        self,
+        table: FeatureTable,
+        splits: Mapping[str, torch.Tensor],
+        reliability: float,
+        mixup: float,
     ) -> None:
         experts, train = len(table.index.experts), splits["train"]
         self.rows = torch.cat([train, agent_rows(table, splits)])
         self.weights = class_weights(table.label[train], experts)
         self._table = table
+        self._shares = Beta(mixup, mixup) if mixup else None
         self._sure = table.confidence.nan_to_num(reliability)
         self._noise: torch.Tensor | None = None
         if len(self.rows) > len(train):
@@ -43,8 +54,21 @@ class Lessons:
 
     def loss(self, head: RouterHead, batch: torch.Tensor) -> torch.Tensor:
         """Of some of the rows; labels and hints count by their numbers."""
-        table, labels = self._table, self._table.label[batch]
-        logits = head(table.text[batch], table.vision[batch])
+        table = self._table
+        text, vision = table.text[batch], table.vision[batch]
+        if self._shares is None:
+            return self._loss(head(text, vision), batch)
+        other = batch[torch.randperm(len(batch))]
+        share = float(self._shares.sample())
+        logits = head(
+            torch.lerp(table.text[other], text, share),
+            torch.lerp(table.vision[other], vision, share),
+        )
+        return torch.lerp(self._loss(logits, other), self._loss(logits, batch), share)
+
+    def _loss(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Of logits, by what is known of some rows."""
+        table, labels = self._table, self._table.label[rows]
         if self._noise is None:
             return F.cross_entropy(logits, labels, self.weights)
         own, said = (labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()
@@ -52,9 +76,9 @@ class Lessons:
         if len(own):
             total = total + len(own) * F.cross_entropy(logits[own], labels[own], self.weights)
         if len(said):
-            hinted, sure = table.hinted[batch[said]], self._sure[batch[said]]
+            hinted, sure = table.hinted[rows[said]], self._sure[rows[said]]
             total = total + len(said) * hint_loss(logits[said], hinted, sure, self._noise)
-        mean: torch.Tensor = total / len(batch)
+        mean: torch.Tensor = total / len(rows)
         return mean
 
 

@@ -43,6 +43,7 @@ class Stage1Config:
         patience_epochs: Passes without a lower validation loss before training stops.
         validation_share: Share of the images that decide when to stop.
         held_out_share: Share of the images for the temperature and the reported accuracy.
+        mixup: How much rows are mixed while training, see `Lessons`; 0: not at all.
         agent_reliability: How often an agent is taken to be right whose hints stand in for labels;
             what records with both say about it counts more.
     """
@@ -57,6 +58,7 @@ class Stage1Config:
     patience_epochs: int = 30
     validation_share: float = 0.15
     held_out_share: float = 0.2
+    mixup: float = 0.4
     agent_reliability: float = 0.9
 
 
@@ -211,7 +213,7 @@ def _train(
 ) -> RouterHead:
     spec, experts = table.index.feature_spec, len(table.index.experts)
     head = RouterHead(spec.text_dim, spec.vision_dim, experts, config.width, config.dropout)
-    lessons = Lessons(table, splits, config.agent_reliability)
+    lessons = Lessons(table, splits, config.agent_reliability, config.mixup)
     head.text_scale.learn(table.text[lessons.rows])
     head.vision_scale.learn(table.vision[lessons.rows])
     optimizer = torch.optim.AdamW(

@@ -1,0 +1,77 @@
+"""What stage 1 learns from: rows of which some are mixed, and with what loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Beta
+from torch.nn import functional as F
+
+from router_service.core import ExpertEntry, FeatureSpec
+from tests.support.feature_cache import write_shard
+from training.features import FeatureTable, load_features
+from training.heads import RouterHead
+from training.lessons import Lessons
+
+EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abc"))
+SPEC = FeatureSpec(2, "mean", "tower", "mean", 8, 6, "b" * 64, "1")
+ROWS = 12
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> FeatureTable:
+    generator = torch.Generator().manual_seed(4)
+    shard = {
+        "text": torch.randn(ROWS, 8, generator=generator),
+        "vision": torch.randn(ROWS, 6, generator=generator),
+        "label": torch.arange(ROWS) % 3,
+        "image": torch.arange(ROWS),
+        "source": torch.zeros(ROWS, dtype=torch.int64),
+    }
+    out: Path = tmp_path_factory.mktemp("features")
+    return load_features(write_shard(out, shard, SPEC, EXPERTS, "d" * 64))
+
+
+@pytest.fixture(scope="module")
+def head() -> RouterHead:
+    torch.manual_seed(5)
+    return RouterHead(8, 6, 3, 16, 0.0).eval().requires_grad_(False)
+
+
+def lessons(table: FeatureTable, mixup: float) -> Lessons:
+    none = torch.zeros(0, dtype=torch.int64)
+    splits = {"train": torch.arange(ROWS), "validation": none, "held_out": none}
+    return Lessons(table, splits, 0.9, mixup)
+
+
+class TestMixing:
+    def test_without_it_the_loss_is_the_cross_entropy(self, table, head) -> None:
+        batch = torch.tensor([0, 4, 8, 3])
+        logits = head(table.text[batch], table.vision[batch])
+        expected = F.cross_entropy(logits, table.label[batch])
+        assert float(lessons(table, 0.0).loss(head, batch)) == pytest.approx(float(expected))
+
+    def test_rows_and_losses_are_mixed_in_the_same_shares(self, table, head) -> None:
+        batch = torch.arange(ROWS)
+        torch.manual_seed(6)
+        found = lessons(table, 0.4).loss(head, batch)
+        torch.manual_seed(6)
+        other, share = torch.randperm(ROWS), float(Beta(0.4, 0.4).sample())
+        assert 0.01 < share < 0.99
+        logits = head(
+            share * table.text + (1 - share) * table.text[other],
+            share * table.vision + (1 - share) * table.vision[other],
+        )
+        losses = [
+            -logits.log_softmax(dim=1)[batch, label].mean()
+            for label in (table.label, table.label[other])
+        ]
+        expected = share * losses[0] + (1 - share) * losses[1]
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+    def test_a_row_mixed_with_itself_is_itself(self, table, head) -> None:
+        batch = torch.tensor([7])
+        expected = lessons(table, 0.0).loss(head, batch)
+        assert float(lessons(table, 0.4).loss(head, batch)) == pytest.approx(float(expected))
