@@ -1,4 +1,4 @@
-"""What the router's head should read, and how wide it should be: one factor at a time, measured.
+"""What the router's head should read, its width and its mixing: one factor at a time, measured.
 
 Knows an executor's feature flags and stage 1; knows no answer.
 """
@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from training.study.kept import Kept
 from training.study.screens import Sets
 
 WIDTHS = (32, 64, 128, 256)
-DEFAULT_WIDTH = Stage1Config().width
+MIXUPS = (0.0, 0.2, 0.4, 1.0)
+DEFAULT_HEAD = Stage1Config()
 LEARNT, _UNSEEN = "learnt", "unseen"
 
 
@@ -67,12 +68,12 @@ class Choice:
     factor: str
     value: str
     spec: Spec = Spec()
-    width: int = DEFAULT_WIDTH
+    head: Stage1Config = DEFAULT_HEAD
 
     @property
     def default(self) -> bool:
         """Whether it is the value in force."""
-        return self.spec == Spec() and self.width == DEFAULT_WIDTH
+        return self.spec == Spec() and self.head == DEFAULT_HEAD
 
 
 def choices(layers: int) -> list[Choice]:
@@ -92,7 +93,8 @@ def choices(layers: int) -> list[Choice]:
             Choice("vision pooling", each, Spec(vision_pooling=each))
             for each in ("mean", "statistics")
         ),
-        *(Choice("width", str(width), width=width) for width in WIDTHS),
+        *(Choice("width", str(width), head=Stage1Config(width=width)) for width in WIDTHS),
+        *(Choice("mixup", str(mixup), head=Stage1Config(mixup=mixup)) for mixup in MIXUPS),
     ]
 
 
@@ -136,7 +138,7 @@ def compare(
         compared: Their specs were extracted.
         seeds: Of splits, weights and batches.
         folder: That of `extract`.
-        kept: Gets a step for each spec and width.
+        kept: Gets a step for each spec and head.
         advance: Called with how many choices are done.
 
     Returns:
@@ -144,33 +146,33 @@ def compare(
     """
     rows = []
     for choice in compared:
-        spec, width = choice.spec, choice.width
+        spec, head = choice.spec, choice.head
         fitted = kept.step(
-            f"head {spec.name} {width}",
-            lambda spec=spec, width=width: fit(folder / spec.name, width, seeds),  # type: ignore[misc]
+            f"head {spec.name} width {head.width} mixup {head.mixup}",
+            lambda spec=spec, head=head: fit(folder / spec.name, head, seeds),  # type: ignore[misc]
         )
         rows.append(
             {"factor": choice.factor, "value": choice.value, "default": choice.default}
-            | {"spec": asdict(spec), "width": width}
+            | {"spec": asdict(spec), "width": head.width, "mixup": head.mixup}
             | fitted
         )
         advance(len(rows))
     return rows
 
 
-def fit(features: Path, width: int, seeds: Sequence[int]) -> dict[str, Any]:
+def fit(features: Path, head: Stage1Config, seeds: Sequence[int]) -> dict[str, Any]:
     """Accuracies of a head on its held-out screens and on unseen ones, by seed.
 
     Args:
         features: Folder with the caches `learnt` and `unseen`.
-        width: Of the head.
-        seeds: One head each.
+        head: How it is trained.
+        seeds: One head each, in the place of its own.
     """
     unseen = load_features(features / _UNSEEN)
     own, new, start = [], [], time.monotonic()
     cases = 0
     for seed in seeds:
-        config = Stage1Config(seed=seed, width=width)
+        config = replace(head, seed=seed)
         result = train_stage1(features / LEARNT, config=config, progress=False)
         own.append(result.accuracy["held_out"])
         new.append(accuracy(result.head, unseen))

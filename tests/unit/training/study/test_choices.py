@@ -36,10 +36,15 @@ def test_every_choice_changes_one_thing():
         changed = [
             name for name, value in vars(choice.spec).items() if value != getattr(Spec(), name)
         ]
-        assert len(changed) + (choice.width != Stage1Config().width) == (not choice.default)
+        changed += [
+            name
+            for name, value in vars(choice.head).items()
+            if value != getattr(Stage1Config(), name)
+        ]
+        assert len(changed) == (not choice.default)
     assert [c.value for c in compared if c.factor == "text layer"] == ["1", "2", "3", "4"]
     assert [c.factor for c in compared if c.default] == [
-        "text layer", "text pooling", "vision source", "vision pooling", "width",
+        "text layer", "text pooling", "vision source", "vision pooling", "width", "mixup",
     ]  # fmt: skip
     assert Spec(3, "last", "fused", "mean").flags == [
         "--feature-layer", "3", "--text-pooling", "last", "--vision-source", "fused",
@@ -50,7 +55,7 @@ def test_every_choice_changes_one_thing():
 def test_unseen_screens_are_measured_on_their_own(tmp_path):
     write_cache(tmp_path / "learnt", seed=0)
     write_cache(tmp_path / "unseen", seed=1, flip=True)
-    found = fit(tmp_path, 8, (0, 1))
+    found = fit(tmp_path, Stage1Config(width=8), (0, 1))
     assert found["held_out"]["mean"] == 1.0
     assert found["unseen"]["mean"] == 0.0
     assert found["unseen"]["cases"] == 40
@@ -61,10 +66,10 @@ def test_the_default_is_trained_once_for_all_factors(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(
         "training.study.choices.fit",
-        lambda folder, width, seeds: trained.append((folder.name, width)) or {"held_out": 1},
+        lambda folder, head, seeds: trained.append((folder.name, head)) or {"held_out": 1},
     )
     told = []
     rows = compare(choices(3), (0,), tmp_path / "features", Kept(tmp_path / "k", {}), told.append)
     assert len(rows) == len(choices(3)) == told[-1]
-    assert len(trained) == len(set(trained)) == len(rows) - 4
+    assert len(trained) == len(set(trained)) == len(rows) - 5
     assert all(row["held_out"] == 1 for row in rows)
