@@ -5,12 +5,14 @@ Knows vision features and labels; knows neither logits nor where a threshold sho
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import torch
 from onnx import numpy_helper
 from torch import nn
 
-from training.features import FeatureTable
+from training.features import FeatureIndex, FeatureTable, load_features
 
 # Of the spread over all experts' screens: what an expert with few of them has at least.
 _LEAST_SPREAD = 0.1
@@ -61,6 +63,28 @@ def known_screens(table: FeatureTable, rows: torch.Tensor) -> KnownScreens:
     spreads = [screens.std(dim=0, correction=0).maximum(least) for screens in own]
     mean = torch.stack([screens.mean(dim=0) for screens in own])
     return KnownScreens(mean.float(), torch.stack(spreads).float())
+
+
+def known_cache(directory: Path, index: FeatureIndex) -> KnownScreens:
+    """What all the screens of a cache look like, expert by expert.
+
+    Args:
+        directory: Of the cache.
+        index: Of the one that the head is measured on.
+
+    Raises:
+        ValueError: It is of other experts or another spec, or an expert has no screen.
+    """
+    table = load_features(directory)
+    if table.index.names != index.names:
+        raise ValueError(
+            f"{directory} is of {', '.join(table.index.names)}, the features are of "
+            f"{', '.join(index.names)}; what is known are screens of the same experts"
+        )
+    if table.index.feature_spec.digest != index.feature_spec.digest:
+        raise ValueError(f"{directory} holds other features than the head reads; extract it again")
+    # Those that only an agent has labelled are nobody's.
+    return known_screens(table, (table.label >= 0).nonzero().flatten())
 
 
 def read_known_screens(head: bytes) -> KnownScreens | None:

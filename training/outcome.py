@@ -18,6 +18,7 @@ from training.export import export_bundle, write_manifest
 from training.features import FeatureTable, load_features
 from training.head_file import SavedHead, save_head
 from training.joint import AnchoredRouter
+from training.known_screens import KnownScreens, known_cache
 from training.run_config import RunConfig, digest_of
 from training.setting import Setting
 from training.stage1 import Stage1Config, judged, split_by_image
@@ -44,11 +45,24 @@ class Outcome:
     accuracy: Mapping[str, float]
 
 
-def features_for_bundle(setting: Setting) -> FeatureTable | None:
-    """The cache that the bundle is measured on; looked at before a run, which would end in vain.
+@dataclass(frozen=True)
+class BundleFeatures:
+    """What a bundle is made with.
+
+    Attributes:
+        table: Its head is calibrated and measured on it.
+        known: What its router is to know; None: the screens of the table's train split.
+    """
+
+    table: FeatureTable
+    known: KnownScreens | None
+
+
+def features_for_bundle(setting: Setting) -> BundleFeatures | None:
+    """The caches that the run names; looked at before a run, which would end in vain.
 
     Raises:
-        ValueError: It is of other experts or another spec.
+        ValueError: One is of other experts or another spec.
     """
     config = setting.config
     if config.features is None:
@@ -62,13 +76,14 @@ def features_for_bundle(setting: Setting) -> FeatureTable | None:
     if table.index.feature_spec.digest != setting.spec.digest:
         raise ValueError("the features are not what the router reads; extract them again")
     split_by_image(table, _splits(config))
-    return table
+    known = known_cache(config.known, table.index) if config.known else None
+    return BundleFeatures(table, known)
 
 
 def finish(
     setting: Setting,
     router: AnchoredRouter,
-    table: FeatureTable | None,
+    features: BundleFeatures | None,
     *,
     stage: int,
     experts: ExpertSet,
@@ -79,7 +94,7 @@ def finish(
     Args:
         setting: The run's.
         router: Holds the trained head.
-        table: What `features_for_bundle` gave.
+        features: What `features_for_bundle` gave.
         stage: 2 or 3.
         experts: The set that the bundle is for.
         written: Directories of the experts that the run wrote.
@@ -91,9 +106,11 @@ def finish(
     accuracy: Mapping[str, float] = {}
     if setting.accelerator.is_main_process:
         save_head(saved, config.out)
-        if table is not None:
-            splits = split_by_image(table, _splits(config))
-            result = judged(head, _for_experts(table, experts), splits, _splits(config))
+        if features is not None:
+            table, splits = features.table, split_by_image(features.table, _splits(config))
+            result = judged(
+                head, _for_experts(table, experts), splits, _splits(config), features.known
+            )
             bundle, accuracy = export_bundle(result, config.out / BUNDLE_FOLDER), result.accuracy
             _state_run(bundle, config, stage)
     setting.accelerator.wait_for_everyone()

@@ -158,6 +158,8 @@ class RunConfig(BaseSettings):
     """Router bundle, or folder of an earlier run, whose head is started from."""
     features: Path | None = None
     """Feature cache on which the trained head is calibrated; unset: no bundle is written."""
+    known: Path | None = None
+    """Feature cache of the looks that the router is to know; unset: those of features."""
     steps: int = Field(default=1000, ge=1)
     """Optimiser steps."""
     batch_rows: int = Field(default=8, ge=1)
@@ -199,6 +201,10 @@ class RunConfig(BaseSettings):
             raise ValueError(
                 f"batch_rows {self.batch_rows} is no multiple of rows_per_forward "
                 f"{self.rows_per_forward}; give one that is"
+            )
+        if self.known and not self.features:
+            raise ValueError(
+                "known is of a bundle, and without features none is written; name both"
             )
         return self
 

@@ -20,7 +20,7 @@ from training.calibration import expected_calibration_error, fit_temperature, lo
 from training.events import Events
 from training.features import FeatureIndex, FeatureTable, load_features
 from training.heads import LayeredHead, RouterHead, whole
-from training.known_screens import KnownScreens, known_screens
+from training.known_screens import KnownScreens, known_cache, known_screens
 from training.lessons import Lessons
 from training.losses import entropy_penalty
 
@@ -71,7 +71,7 @@ class Stage1Result:
         cases: Split name to number of rows.
         temperature: Fitted on the held-out split.
         mode: The default mode that the held-out confidences allow.
-        known: Of the train split's screens.
+        known: Of the train split's screens, or of a cache of their own.
     """
 
     head: RouterHead | LayeredHead
@@ -89,6 +89,7 @@ def train_stage1(
     features_dir: Path,
     *,
     config: Stage1Config | None = None,
+    known: Path | None = None,
     progress: bool = True,
     events: Path | None = None,
 ) -> Stage1Result:
@@ -97,6 +98,8 @@ def train_stage1(
     Args:
         features_dir: What `cache_features` wrote.
         config: How to train; None for the defaults.
+        known: Cache of screens in the looks that the router is to know, where it learns from more
+            than the experts can answer in; None: the train split's.
         progress: Show a progress bar.
         events: Folder that gets TensorBoard's; None for none.
 
@@ -104,16 +107,18 @@ def train_stage1(
         The head with the lowest validation loss, calibrated.
 
     Raises:
-        ValueError: The cache is not whole, or some expert has fewer than three images.
+        ValueError: A cache is not whole, some expert has fewer than three images, or what is to be
+            known is of other experts or features.
     """
     config = config or Stage1Config()
     table = load_features(features_dir)
+    looks = known_cache(known, table.index) if known else None
     splits = split_by_image(table, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         with Events(events) as told:
             head = _train(table, splits, config, progress, told)
-    return judged(head, table, splits, config)
+    return judged(head, table, splits, config, looks)
 
 
 def judged(
@@ -121,6 +126,7 @@ def judged(
     table: FeatureTable,
     splits: Mapping[str, torch.Tensor],
     config: Stage1Config,
+    known: KnownScreens | None,
 ) -> Stage1Result:
     """A head, however it was trained, calibrated and measured on the splits of a cache.
 
@@ -129,13 +135,14 @@ def judged(
         table: The features.
         splits: Row indices of each split.
         config: Of the splits.
+        known: What the router is to know; None: the train split's screens.
     """
     logits = {name: head_logits(head, table, rows) for name, rows in splits.items()}
     held_out, labels = logits["held_out"], table.label[splits["held_out"]]
     temperature = fit_temperature(held_out, labels)
     return Stage1Result(
         head=head,
-        known=known_screens(table, splits["train"]),
+        known=known or known_screens(table, splits["train"]),
         index=table.index,
         config=config,
         temperature=temperature,

@@ -27,7 +27,7 @@ def train_stage2(config: RunConfig, *, progress: Progress | None = None) -> Outc
         GatesCollapsed: An expert gets next to no gates any more.
     """
     setting = prepare(config)
-    table = features_for_bundle(setting)
+    features = features_for_bundle(setting)
     router = AnchoredRouter(setting.head.head, setting.anchor)
     Joint(setting, setting.experts, router, [head_group(router, setting)]).run(progress)
-    return finish(setting, router, table, stage=2, experts=setting.experts, written={})
+    return finish(setting, router, features, stage=2, experts=setting.experts, written={})

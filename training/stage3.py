@@ -32,7 +32,7 @@ def train_stage3(config: RunConfig, *, progress: Progress | None = None) -> Outc
         GatesCollapsed: An expert gets next to no gates any more; nothing is written back.
     """
     setting = prepare(config)
-    table = features_for_bundle(setting)
+    features = features_for_bundle(setting)
     router = AnchoredRouter(setting.head.head, setting.anchor)
     experts = TrainableExperts(setting.experts, setting.model)
     rates = setting.config.rates
@@ -45,4 +45,4 @@ def train_stage3(config: RunConfig, *, progress: Progress | None = None) -> Outc
     learnt = setting.model.expert_set(
         load_expert(setting.model, ExpertLocation(name, path)) for name, path in written.items()
     )
-    return finish(setting, router, table, stage=3, experts=learnt, written=written)
+    return finish(setting, router, features, stage=3, experts=learnt, written=written)

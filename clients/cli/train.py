@@ -103,6 +103,10 @@ def stage1(
     seed: Annotated[
         int | None, typer.Option(help="Of splits, weights and batches; unset: the file's, or 0.")
     ] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option(help="Cache of the looks that the router is to know; unset: FEATURES'."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the head on cached features; write its bundle, and a run.yaml to repeat it from."""
@@ -114,7 +118,9 @@ def stage1(
         chosen = read_run(config) if config else Stage1Config()
         if seed is not None:
             chosen = dataclasses.replace(chosen, seed=seed)
-        result = train_stage1(features, config=chosen, progress=not as_json, events=out)
+        result = train_stage1(
+            features, config=chosen, known=known, progress=not as_json, events=out
+        )
         bundle = export_bundle(result, out)
         save_run(chosen, out)
     if as_json:

@@ -5,19 +5,15 @@ Knows the order of the steps; features, head, export and the fit are modules of 
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-
-import torch
 
 from molora_client import Molora
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from training.data.synthesize import ANY_LOOKS
 from training.export import export_bundle
-from training.features import CALL_TIMEOUT_S, INDEX_FILE, load_features
+from training.features import CALL_TIMEOUT_S, INDEX_FILE
 from training.judged_screens import UNKNOWN, draw, extract, judged_screens
 from training.judgement import fit_bundle
-from training.known_screens import known_screens
 from training.services import executor_started
 from training.stage1 import Stage1Config, train_stage1
 
@@ -78,10 +74,7 @@ def train_router(
     if not all((cache / INDEX_FILE).exists() for cache in caches):
         _extract(base, experts, work, seed, images_per_kind, judged_images)
     if not _is_exported(out):
-        head = train_stage1(features, config=Stage1Config(seed=seed))
-        own = load_features(known)
-        seen = known_screens(own, torch.arange(len(own)))
-        export_bundle(dataclasses.replace(head, known=seen), out)
+        export_bundle(train_stage1(features, config=Stage1Config(seed=seed), known=known), out)
     fit_bundle(
         out,
         judged,

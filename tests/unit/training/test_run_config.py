@@ -81,6 +81,7 @@ def test_the_same_run_may_go_on_and_another_may_not(tmp_path: Path) -> None:
         (["--mixed-precision", "int4"], "mixed_precision: "),
         (["--batch-rows", "6", "--rows-per-forward", "4"], "no multiple of rows_per_forward 4"),
         (["--lora.rank", "5"], "lora.rank: Input should be a multiple of 2"),
+        (["--known", "cache"], "without features none is written"),
     ],
 )
 def test_a_wrong_value_is_named(flags: list[str], problem: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from router_service.bundle import load_bundle
 from router_service.core import ExpertEntry, Features, FeatureSpec, HeadOutput, Mode
@@ -20,7 +21,7 @@ from training.calibration import expected_calibration_error, fit_temperature, lo
 from training.export import Judge, export_bundle, to_onnx
 from training.features import load_features
 from training.heads import RouterHead
-from training.known_screens import KnownScreens, known_screens
+from training.known_screens import KnownScreens, known_cache, known_screens
 from training.lessons import agent_rows, class_weights
 from training.stage1 import Stage1Config, head_logits, split_by_image, train_stage1
 from training.stage1_run import read_run, save_run
@@ -169,6 +170,35 @@ class TestTraining:
         blind = train_stage1(noise, config=FAST, progress=False)
         assert blind.mode.value is Mode.SOFT
         assert blind.accuracy["held_out"] < 0.6
+
+
+class TestKnownCache:
+    """The looks that a router is to know may be fewer than those that its head learns from."""
+
+    def test_what_is_known_is_the_cache_s_and_the_head_stays_the_same(
+        self, cache: Path, result, tmp_path: Path
+    ) -> None:
+        looks = write_cache(tmp_path, images=4, noise=0.1)
+        found = train_stage1(cache, config=FAST, known=looks, progress=False)
+        table = load_features(looks)
+        expected = known_screens(table, torch.arange(len(table)))
+        assert torch.equal(found.known.mean, expected.mean)
+        assert torch.equal(found.known.spread, expected.spread)
+        assert not torch.equal(result.known.mean, expected.mean)
+        for name, value in result.head.state_dict().items():
+            assert torch.equal(found.head.state_dict()[name], value)
+
+    def test_of_other_experts_or_features_it_is_refused(self, cache: Path, tmp_path: Path) -> None:
+        table = load_features(cache)
+        shard = load_file(cache / "shard-00000.safetensors")
+        renamed = (*EXPERTS[:3], ExpertEntry("z", "z" * 64, 3))
+        others = write_shard(tmp_path / "others", shard, SPEC, renamed, "d" * 64)
+        with pytest.raises(ValueError, match="is of a, b, c, z, the features are of a, b, c, d"):
+            known_cache(others, table.index)
+        spec = dataclasses.replace(SPEC, text_layer=1)
+        read = write_shard(tmp_path / "read", shard, spec, EXPERTS, "d" * 64)
+        with pytest.raises(ValueError, match="extract it again"):
+            known_cache(read, table.index)
 
 
 class TestRunFile:

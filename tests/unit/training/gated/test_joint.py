@@ -17,6 +17,7 @@ from router_service.bundle import load_bundle
 from router_service.core import Features, HeadOutput
 from router_service.head import Head
 from tests.support.events import read_scalars
+from tests.support.feature_cache import write_shard
 from tests.support.tiny_run import (
     EXPERTS,
     SMALL_FEATURES,
@@ -27,6 +28,7 @@ from tests.support.tiny_run import (
 from training.features import load_features
 from training.head_file import load_head, save_head
 from training.heads import LayeredHead, RouterHead
+from training.known_screens import known_cache, read_known_screens
 from training.marginals import GatesCollapsed
 from training.run_config import RunConfig, read_run_config
 from training.setting import prepare
@@ -353,6 +355,22 @@ def test_with_features_a_bundle_is_left_that_states_the_run(
     assert again.shape == outcome.head.shape
     for name, part in outcome.head.head.state_dict().items():
         assert torch.equal(part, again.head.state_dict()[name])
+
+
+def test_what_the_router_is_to_know_may_have_a_cache_of_its_own(
+    tiny: TinyRun, out: Path, features: Path, started: Path, tmp_path: Path
+) -> None:
+    shard = load_file(features / "shard-00000.safetensors")
+    index = load_features(features).index
+    looks = {**shard, "vision": shard["vision"] + 1}
+    known = write_shard(tmp_path, looks, index.feature_spec, index.experts, "d" * 64)
+    train_stage2(
+        tiny.config(out, features=features, known=known, start=started, steps=1, router={})
+    )
+    found = read_known_screens(load_bundle(out / "router").head)
+    assert found is not None
+    expected = known_cache(known, index)
+    assert torch.allclose(found.mean, expected.mean)
 
 
 def test_gates_per_layer_have_a_bundle_too(
