@@ -17,7 +17,7 @@ from training.judgement import fit_bundle
 from training.services import executor_started
 from training.stage1 import Stage1Config, train_stage1
 
-IMAGES_PER_KIND = 1800
+IMAGES_PER_KIND = 3600
 TASKS_PER_IMAGE = 1
 # The head learns from made-up themes, and from so many screens at any size: neither may give a
 # class away, and none of the experts' own looks is all that there is.
