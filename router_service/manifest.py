@@ -194,6 +194,7 @@ class Provenance:
     Attributes:
         seed: Of splits, weights and batches.
         dataset_digest: sha256 of the records it was trained on.
+        known_digest: sha256 of the records whose screens are known; empty: those it was trained on.
         expert_set: Digest of the experts that were loaded when the features were extracted.
         cases: Split name to number of cases; splits are by image.
         accuracy: Split name to accuracy.
@@ -210,6 +211,7 @@ class Provenance:
     accuracy: Mapping[str, float]
     config: Mapping[str, float | int | str]
     tools: Mapping[str, str]
+    known_digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from router_service.manifest import AgentModel
 from router_service.weights import pool
 from training.calibration import golden_section
 
-HINT = "agent_hint"
-"""Where a record's metadata holds it."""
+AGENT_EXPERT, AGENT_CONFIDENCE = "agent_expert", "agent_confidence"
+"""Where a record's metadata holds a hint."""
 _HIGHEST_WEIGHT = 4.0
 # Of a simulated agent's confidences: small, so that some of its hints are sure and some are not.
 _SPREAD = 4.0
@@ -56,7 +56,7 @@ class Hints:
 
 
 def read_hint(metadata: Mapping[str, Any], experts: Sequence[str]) -> tuple[int, float]:
-    """The hint that a record's metadata holds: `agent_hint`, {"expert": …, "confidence": …}.
+    """The hint that a record's metadata holds: `agent_expert` and, if it said, `agent_confidence`.
 
     Args:
         metadata: The record's.
@@ -68,20 +68,18 @@ def read_hint(metadata: Mapping[str, Any], experts: Sequence[str]) -> tuple[int,
     Raises:
         ValueError: The hint names another expert or has no possible confidence.
     """
-    hint = metadata.get(HINT)
-    if hint is None:
+    expert, confidence = metadata.get(AGENT_EXPERT), metadata.get(AGENT_CONFIDENCE)
+    if expert is None and confidence is None:
         return -1, np.nan
-    expert = hint.get("expert") if isinstance(hint, dict) else None
     if expert not in experts:
         raise ValueError(
-            f"a record's agent_hint names none of {', '.join(experts)}; leave out what an agent "
+            f"a record's {AGENT_EXPERT} is none of {', '.join(experts)}; leave out what an agent "
             "says of other experts"
         )
-    confidence = hint.get("confidence")
     if confidence is None:
         return experts.index(expert), np.nan
     if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
-        raise ValueError("a record's agent_hint has a confidence that is no number in [0, 1]")
+        raise ValueError(f"a record's {AGENT_CONFIDENCE} is no number in [0, 1]")
     return experts.index(expert), float(confidence)
 
 

@@ -5,12 +5,15 @@ Knows ONNX and the bundle's statement; knows nothing of how the head was trained
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
 import importlib.metadata
 import json
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +74,7 @@ class Judge(nn.Module):
 
     Args:
         head: In eval mode.
-        known: Of the screens that the head was trained on.
+        known: Of the screens that the router is to know.
     """
 
     def __init__(self, head: RouterHead | LayeredHead, known: KnownScreens) -> None:
@@ -109,9 +112,7 @@ def to_onnx(judge: Judge) -> bytes:
     """
     text, vision = _random_inputs(judge.head, rows=2)
     rows = torch.export.Dim("rows")
-    with warnings.catch_warnings():
-        # The exporter's remarks on itself: none is about this head, which is checked afterwards.
-        warnings.simplefilter("ignore")
+    with _without_remarks():
         program = torch.onnx.export(
             judge,
             (text, vision),
@@ -136,6 +137,23 @@ def to_onnx(judge: Judge) -> bytes:
         del part.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keeps back what the exporter says of itself and of packages that it would look into.
+
+    None of it is about this head, which is checked afterwards.
+    """
+    told = logging.getLogger("torch.onnx")
+    level = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        told.setLevel(level)
 
 
 def _name_as_torch_does(graph: onnx.GraphProto) -> None:
@@ -190,6 +208,7 @@ def _manifest(result: Stage1Result, model: bytes) -> Manifest:
         provenance=Provenance(
             seed=result.config.seed,
             dataset_digest=index.dataset_digest,
+            known_digest=result.known_digest,
             expert_set=index.expert_set,
             cases=result.cases,
             accuracy=result.accuracy,

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
-from training.agents import HINT, read_hint
+from training.agents import AGENT_EXPERT, read_hint
 from training.data.records import Record, read_records
 
 INDEX_FILE = "features.json"
@@ -248,7 +248,9 @@ def _shard(rows: Sequence[_Row]) -> dict[str, torch.Tensor]:
 
 def _named_experts(client: Molora, records: Sequence[Record]) -> tuple[ExpertEntry, ...]:
     """The loaded experts that records name, in expert-set order."""
-    unlabelled = sum(not (record.adapter or record.metadata.get(HINT)) for record in records)
+    unlabelled = sum(
+        not (record.adapter or record.metadata.get(AGENT_EXPERT)) for record in records
+    )
     if unlabelled:
         raise ValueError(f"{unlabelled} records have no adapter; run `molora data label` first")
     named = {record.adapter for record in records if record.adapter}

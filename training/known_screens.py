@@ -5,6 +5,7 @@ Knows vision features and labels; knows neither logits nor where a threshold sho
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -65,7 +66,20 @@ def known_screens(table: FeatureTable, rows: torch.Tensor) -> KnownScreens:
     return KnownScreens(mean.float(), torch.stack(spreads).float())
 
 
-def known_cache(directory: Path, index: FeatureIndex) -> KnownScreens:
+@dataclass(frozen=True)
+class KnownLooks:
+    """What a router is to know where its head has learnt from more.
+
+    Attributes:
+        screens: What they look like.
+        dataset_digest: sha256 of the records that they are of.
+    """
+
+    screens: KnownScreens
+    dataset_digest: str
+
+
+def known_looks(directory: Path, index: FeatureIndex) -> KnownLooks:
     """What all the screens of a cache look like, expert by expert.
 
     Args:
@@ -78,13 +92,17 @@ def known_cache(directory: Path, index: FeatureIndex) -> KnownScreens:
     table = load_features(directory)
     if table.index.names != index.names:
         raise ValueError(
-            f"{directory} is of {', '.join(table.index.names)}, the features are of "
+            f"{directory} is of {', '.join(table.index.names) or 'no expert'}, the features are of "
             f"{', '.join(index.names)}; what is known are screens of the same experts"
         )
     if table.index.feature_spec.digest != index.feature_spec.digest:
         raise ValueError(f"{directory} holds other features than the head reads; extract it again")
     # Those that only an agent has labelled are nobody's.
-    return known_screens(table, (table.label >= 0).nonzero().flatten())
+    labelled = (table.label >= 0).nonzero().flatten()
+    counts = torch.bincount(table.label[labelled], minlength=len(index.names)).tolist()
+    if none := [name for name, count in zip(index.names, counts, strict=True) if not count]:
+        raise ValueError(f"{directory} holds no screen of {', '.join(none)}; extract some of each")
+    return KnownLooks(known_screens(table, labelled), table.index.dataset_digest)
 
 
 def read_known_screens(head: bytes) -> KnownScreens | None:

@@ -53,21 +53,18 @@ class Lessons:
             self._noise = noise_matrix(table.label[both], table.hinted[both], experts, reliability)
 
     def loss(self, head: RouterHead, batch: torch.Tensor) -> torch.Tensor:
-        """Of some of the rows; labels and hints count by their numbers."""
-        table = self._table
-        text, vision = table.text[batch], table.vision[batch]
+        """Of some of the rows, each mixed with another of them; one share is drawn for all."""
+        text, vision = self._table.text[batch], self._table.vision[batch]
         if self._shares is None:
             return self._loss(head(text, vision), batch)
-        other = batch[torch.randperm(len(batch))]
-        share = float(self._shares.sample())
+        order, share = torch.randperm(len(batch)), float(self._shares.sample())
         logits = head(
-            torch.lerp(table.text[other], text, share),
-            torch.lerp(table.vision[other], vision, share),
+            torch.lerp(text[order], text, share), torch.lerp(vision[order], vision, share)
         )
-        return torch.lerp(self._loss(logits, other), self._loss(logits, batch), share)
+        return torch.lerp(self._loss(logits, batch[order]), self._loss(logits, batch), share)
 
     def _loss(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Of logits, by what is known of some rows."""
+        """Of logits, by what is known of some rows; labels and hints count by their numbers."""
         table, labels = self._table, self._table.label[rows]
         if self._noise is None:
             return F.cross_entropy(logits, labels, self.weights)

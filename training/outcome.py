@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from executor_service.model.experts import ExpertSet
-from router_service.bundle import load_bundle
+from router_service.bundle import MANIFEST_FILE, load_bundle
 from router_service.core import ExpertEntry
+from router_service.manifest import Provenance
 from training.export import export_bundle, write_manifest
 from training.features import FeatureTable, load_features
 from training.head_file import SavedHead, save_head
 from training.joint import AnchoredRouter
-from training.known_screens import KnownScreens, known_cache
+from training.known_screens import KnownLooks, known_looks
 from training.run_config import RunConfig, digest_of
 from training.setting import Setting
 from training.stage1 import Stage1Config, judged, split_by_image
 
 BUNDLE_FOLDER = "router"
+# Of the images of a cache, as stage 1 has them.
+_SHARES = ("validation_share", "held_out_share")
 # What a bundle states of a run; paths stay on the machine that they belong to.
 _STATED = ("steps", "batch_rows", "dtype", "mixed_precision", "router", "gates", "weights", "rates")
 
@@ -52,10 +55,12 @@ class BundleFeatures:
     Attributes:
         table: Its head is calibrated and measured on it.
         known: What its router is to know; None: the screens of the table's train split.
+        splits: How the table's rows are split.
     """
 
     table: FeatureTable
-    known: KnownScreens | None
+    known: KnownLooks | None
+    splits: Stage1Config
 
 
 def features_for_bundle(setting: Setting) -> BundleFeatures | None:
@@ -75,9 +80,10 @@ def features_for_bundle(setting: Setting) -> BundleFeatures | None:
         )
     if table.index.feature_spec.digest != setting.spec.digest:
         raise ValueError("the features are not what the router reads; extract them again")
-    split_by_image(table, _splits(config))
-    known = known_cache(config.known, table.index) if config.known else None
-    return BundleFeatures(table, known)
+    splits = _splits(config, table)
+    split_by_image(table, splits)
+    known = known_looks(config.known, table.index) if config.known else None
+    return BundleFeatures(table, known, splits)
 
 
 def finish(
@@ -107,21 +113,36 @@ def finish(
     if setting.accelerator.is_main_process:
         save_head(saved, config.out)
         if features is not None:
-            table, splits = features.table, split_by_image(features.table, _splits(config))
-            result = judged(
-                head, _for_experts(table, experts), splits, _splits(config), features.known
-            )
+            splits, table = features.splits, _for_experts(features.table, experts)
+            result = judged(head, table, split_by_image(table, splits), splits, features.known)
             bundle, accuracy = export_bundle(result, config.out / BUNDLE_FOLDER), result.accuracy
-            _state_run(bundle, config, stage)
+            _state_run(bundle, config, splits, stage)
     setting.accelerator.wait_for_everyone()
     return Outcome(saved, bundle, written, accuracy)
 
 
-def _splits(config: RunConfig) -> Stage1Config:
+def _splits(config: RunConfig, table: FeatureTable) -> Stage1Config:
+    """How a cache is split: if the head that is started from has learnt from it, as it was then.
+
+    Otherwise the head would be measured on what it was taught.
+    """
     router = config.router
     assert router.width
     assert router.dropout is not None
-    return Stage1Config(seed=config.seed, width=router.width, dropout=router.dropout)
+    own = Stage1Config(seed=config.seed, width=router.width, dropout=router.dropout)
+    begun = _origin(config.start) if config.start else None
+    if begun is None or begun.dataset_digest != table.index.dataset_digest:
+        return own
+    shares = {name: begun.config[name] for name in _SHARES if name in begun.config}
+    return dataclasses.replace(own, seed=begun.seed, **shares)  # type: ignore[arg-type]
+
+
+def _origin(start: Path) -> Provenance | None:
+    """That of the bundle that a head was started from, or of the bundle that its run left."""
+    for folder in (start, start / BUNDLE_FOLDER):
+        if (folder / MANIFEST_FILE).exists():
+            return load_bundle(folder).manifest.provenance
+    return None
 
 
 def _for_experts(table: FeatureTable, experts: ExpertSet) -> FeatureTable:
@@ -135,7 +156,7 @@ def _for_experts(table: FeatureTable, experts: ExpertSet) -> FeatureTable:
     return dataclasses.replace(table, index=index)
 
 
-def _state_run(bundle: Path, config: RunConfig, stage: int) -> None:
+def _state_run(bundle: Path, config: RunConfig, splits: Stage1Config, stage: int) -> None:
     """Puts the run in the place of stage 1 in what the bundle says of its origin."""
     manifest = load_bundle(bundle).manifest
     stated: dict[str, float | int | str] = {
@@ -143,6 +164,7 @@ def _state_run(bundle: Path, config: RunConfig, stage: int) -> None:
         "seed": config.seed,
         "records": digest_of(config.records),
         "dropout": config.router.dropout or 0.0,
+        **{name: getattr(splits, name) for name in _SHARES},
         **dict(_flat(config.model_dump(mode="json", include=set(_STATED)))),
     }
     provenance = dataclasses.replace(manifest.provenance, config=stated)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from router_service import core
 from training.conversations import Conversations, labelled_records
+from training.features import INDEX_FILE
 from training.head_file import (
     HeadShape,
     SavedHead,
@@ -87,6 +89,8 @@ def prepare(config: RunConfig) -> Setting:
                 "experts": experts.digest,
                 "records": digest_of(config.records),
                 "start": digest_of(head_path(config.start)) if config.start else "",
+                "features": _pinned(config.features),
+                "known": _pinned(config.known),
             }
         )
     if config.gradient_checkpointing:
@@ -101,6 +105,12 @@ def prepare(config: RunConfig) -> Setting:
         systems,
     )
     return Setting(config, accelerator, model, experts, rows, spec, head, anchor)
+
+
+def _pinned(cache: Path | None) -> str:
+    """Digest of a feature cache; one that is missing is told of where it is read."""
+    index = cache / INDEX_FILE if cache else None
+    return digest_of(index) if index and index.is_file() else ""
 
 
 def resolved(config: RunConfig, anchor: SavedHead | None) -> RunConfig:

@@ -6,6 +6,8 @@ Knows features and labels; knows neither the executor nor the bundle's files.
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +23,10 @@ from training.calibration import expected_calibration_error, fit_temperature, lo
 from training.events import Events
 from training.features import FeatureIndex, FeatureTable, load_features
 from training.heads import LayeredHead, RouterHead, whole
-from training.known_screens import KnownScreens, known_cache, known_screens
+from training.known_screens import KnownLooks, KnownScreens, known_looks, known_screens
 from training.lessons import Lessons
 from training.losses import entropy_penalty
 
-# The head is a running average of the weights that are learnt: what one batch of mixed rows pulls
-# to and fro is not in it. It follows faster at first, since it begins with random weights.
-_AVERAGED = 0.995
 # From this mean confidence on held-out cases, the heaviest expert alone is as good as the mixture.
 SHARP_CONFIDENCE = 0.9
 
@@ -48,6 +47,9 @@ class Stage1Config:
         validation_share: Share of the images that decide when to stop.
         held_out_share: Share of the images for the temperature and the reported accuracy.
         mixup: How much rows are mixed while training, see `Lessons`; 0: not at all.
+        averaging: The head is a running average of the weights that are learnt, so what one batch
+            of mixed rows pulls to and fro is not in it: the share of it that a step leaves as it
+            was. Less at first, because it begins with random weights; 0: the weights themselves.
         agent_reliability: How often an agent is taken to be right whose hints stand in for labels;
             what records with both say about it counts more.
     """
@@ -63,7 +65,14 @@ class Stage1Config:
     validation_share: float = 0.15
     held_out_share: float = 0.2
     mixup: float = 0.4
+    averaging: float = 0.995
     agent_reliability: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mixup < math.inf:
+            raise ValueError(f"mixup is {self.mixup}: give a number from 0 on, such as 0.4")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging is {self.averaging}: give a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,12 @@ class Stage1Result:
         temperature: Fitted on the held-out split.
         mode: The default mode that the held-out confidences allow.
         known: Of the train split's screens, or of a cache of their own.
+        known_digest: Of that cache's records; empty: the train split's.
     """
 
     head: RouterHead | LayeredHead
     known: KnownScreens
+    known_digest: str
     index: FeatureIndex
     config: Stage1Config
     temperature: float
@@ -108,15 +119,16 @@ def train_stage1(
         events: Folder that gets TensorBoard's; None for none.
 
     Returns:
-        The head with the lowest validation loss, calibrated.
+        The averaged head with the lowest validation loss, calibrated.
 
     Raises:
+        ArithmeticError: No validation loss is a number.
         ValueError: A cache is not whole, some expert has fewer than three images, or what is to be
             known is of other experts or features.
     """
     config = config or Stage1Config()
     table = load_features(features_dir)
-    looks = known_cache(known, table.index) if known else None
+    looks = known_looks(known, table.index) if known else None
     splits = split_by_image(table, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -130,7 +142,7 @@ def judged(
     table: FeatureTable,
     splits: Mapping[str, torch.Tensor],
     config: Stage1Config,
-    known: KnownScreens | None,
+    known: KnownLooks | None,
 ) -> Stage1Result:
     """A head, however it was trained, calibrated and measured on the splits of a cache.
 
@@ -146,7 +158,8 @@ def judged(
     temperature = fit_temperature(held_out, labels)
     return Stage1Result(
         head=head,
-        known=known or known_screens(table, splits["train"]),
+        known=known_screens(table, splits["train"]) if known is None else known.screens,
+        known_digest="" if known is None else known.dataset_digest,
         index=table.index,
         config=config,
         temperature=temperature,
@@ -227,13 +240,14 @@ def _train(
     lessons = Lessons(table, splits, config.agent_reliability, config.mixup)
     head.text_scale.learn(table.text[lessons.rows])
     head.vision_scale.learn(table.vision[lessons.rows])
-    average = AveragedModel(head, avg_fn=_follow)
+    average = AveragedModel(head, avg_fn=functools.partial(follow, config.averaging))
     averaged = average.module
     assert isinstance(averaged, RouterHead)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    best, best_loss, waited = head, float("inf"), 0
+    best: RouterHead | None = None
+    best_loss, waited = float("inf"), 0
     with Progress(disable=not progress) as bar:
         task = bar.add_task("stage 1", total=config.max_epochs)
         for epoch in range(1, config.max_epochs + 1):
@@ -250,14 +264,26 @@ def _train(
                 best, best_loss, waited = copy.deepcopy(averaged), loss, 0
             if waited >= config.patience_epochs:
                 break
+    if best is None:
+        raise ArithmeticError(
+            "no validation loss is a number; look for features that are none, or lower the "
+            "learning rate"
+        )
     return best.eval()
 
 
-def _follow(
-    average: torch.Tensor, weights: torch.Tensor, steps: torch.Tensor | int
+def follow(
+    averaging: float, average: torch.Tensor, weights: torch.Tensor, steps: torch.Tensor | int
 ) -> torch.Tensor:
-    """The average after one more step."""
-    kept = min(_AVERAGED, (1 + int(steps)) / (10 + int(steps)))
+    """The running average of a weight after one more step.
+
+    Args:
+        averaging: As of `Stage1Config`.
+        average: So far.
+        weights: After the step.
+        steps: Before it, in all.
+    """
+    kept = min(averaging, (1 + int(steps)) / (10 + int(steps)))
     return torch.lerp(average, weights, 1 - kept)
 
 

@@ -78,7 +78,12 @@ async def test_every_record_is_extracted_and_every_screen_is_sent_once(tmp_path:
 
 async def test_an_agents_hints_are_kept(tmp_path: Path) -> None:
     records = write_records(tmp_path, ["calendar", "chart"])
-    hints = [{"expert": "chart", "confidence": 0.75}, {"expert": "calendar"}, None, None]
+    hints = [
+        {"agent_expert": "chart", "agent_confidence": 0.75},
+        {"agent_expert": "calendar"},
+        {},
+        {},
+    ]
     write_hints(records, hints)
     async with serving(StubExecutor()) as address:
         await cache(records, address, tmp_path / "features")
@@ -92,27 +97,29 @@ async def test_an_agents_hints_are_kept(tmp_path: Path) -> None:
 
 async def test_an_agents_hint_stands_in_for_a_label(tmp_path: Path) -> None:
     records = write_records(tmp_path, ["calendar", "chart", None])
-    write_hints(records, [None, None, {"expert": "chart"}, None, None, {"expert": "calendar"}])
+    write_hints(records, [{}, {}, {"agent_expert": "chart"}, {}, {}, {"agent_expert": "calendar"}])
     async with serving(StubExecutor()) as address:
         await cache(records, address, tmp_path / "features")
     table = load_features(tmp_path / "features")
     assert table.label.tolist() == [0, 0, 1, 1, -1, -1]
     assert table.hinted.tolist() == [-1, -1, -1, -1, 1, 0]
-    write_hints(records, [None] * 6)
+    write_hints(records, [{}] * 6)
     async with serving(StubExecutor()) as address:
         with pytest.raises(ValueError, match="2 records have no adapter"):
             await cache(records, address, tmp_path / "none")
     alone = write_records(tmp_path / "alone", [None])
-    write_hints(alone, [{"expert": "chart"}] * 2)
+    write_hints(alone, [{"agent_expert": "chart"}] * 2)
     async with serving(StubExecutor()) as address:
         with pytest.raises(ValueError, match="hints alone cannot be checked"):
             await cache(alone, address, tmp_path / "none")
 
 
-def write_hints(records: Path, hints: list[Any]) -> None:
+def write_hints(records: Path, hints: list[dict[str, Any]]) -> None:
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     for row, hint in zip(rows, hints, strict=True):
-        row["metadata"]["agent_hint"] = hint
+        said = ("agent_expert", "agent_confidence")
+        kept = {name: value for name, value in row["metadata"].items() if name not in said}
+        row["metadata"] = kept | hint
     records.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

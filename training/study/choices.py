@@ -32,7 +32,8 @@ from training.study.screens import Sets
 
 WIDTHS = (32, 64, 128, 256)
 MIXUPS = (0.0, 0.2, 0.4, 1.0)
-DEFAULT_HEAD = Stage1Config()
+AVERAGINGS = (0.0, 0.98, 0.995)
+DEFAULT_CONFIG = Stage1Config()
 LEARNT, _UNSEEN = "learnt", "unseen"
 
 
@@ -68,12 +69,12 @@ class Choice:
     factor: str
     value: str
     spec: Spec = Spec()
-    head: Stage1Config = DEFAULT_HEAD
+    config: Stage1Config = DEFAULT_CONFIG
 
     @property
     def default(self) -> bool:
         """Whether it is the value in force."""
-        return self.spec == Spec() and self.head == DEFAULT_HEAD
+        return self.spec == Spec() and self.config == DEFAULT_CONFIG
 
 
 def choices(layers: int) -> list[Choice]:
@@ -93,8 +94,9 @@ def choices(layers: int) -> list[Choice]:
             Choice("vision pooling", each, Spec(vision_pooling=each))
             for each in ("mean", "statistics")
         ),
-        *(Choice("width", str(width), head=Stage1Config(width=width)) for width in WIDTHS),
-        *(Choice("mixup", str(mixup), head=Stage1Config(mixup=mixup)) for mixup in MIXUPS),
+        *(Choice("width", str(width), config=Stage1Config(width=width)) for width in WIDTHS),
+        *(Choice("mixup", str(mixup), config=Stage1Config(mixup=mixup)) for mixup in MIXUPS),
+        *(Choice("averaging", str(a), config=Stage1Config(averaging=a)) for a in AVERAGINGS),
     ]
 
 
@@ -146,34 +148,33 @@ def compare(
     """
     rows = []
     for choice in compared:
-        spec, head = choice.spec, choice.head
+        spec, config = choice.spec, choice.config
         fitted = kept.step(
-            f"head {spec.name} width {head.width} mixup {head.mixup}",
-            lambda spec=spec, head=head: fit(folder / spec.name, head, seeds),  # type: ignore[misc]
+            f"head {spec.name} {_told(config)}",
+            lambda spec=spec, config=config: fit(folder / spec.name, config, seeds),  # type: ignore[misc]
         )
         rows.append(
             {"factor": choice.factor, "value": choice.value, "default": choice.default}
-            | {"spec": asdict(spec), "width": head.width, "mixup": head.mixup}
+            | {"spec": asdict(spec), "config": asdict(config)}
             | fitted
         )
         advance(len(rows))
     return rows
 
 
-def fit(features: Path, head: Stage1Config, seeds: Sequence[int]) -> dict[str, Any]:
+def fit(features: Path, config: Stage1Config, seeds: Sequence[int]) -> dict[str, Any]:
     """Accuracies of a head on its held-out screens and on unseen ones, by seed.
 
     Args:
         features: Folder with the caches `learnt` and `unseen`.
-        head: How it is trained.
-        seeds: One head each, in the place of its own.
+        config: How heads are trained.
+        seeds: One head a seed, which replaces the configuration's.
     """
     unseen = load_features(features / _UNSEEN)
     own, new, start = [], [], time.monotonic()
     cases = 0
     for seed in seeds:
-        config = replace(head, seed=seed)
-        result = train_stage1(features / LEARNT, config=config, progress=False)
+        result = train_stage1(features / LEARNT, config=replace(config, seed=seed), progress=False)
         own.append(result.accuracy["held_out"])
         new.append(accuracy(result.head, unseen))
         cases = result.cases["held_out"]
@@ -216,6 +217,10 @@ def layers_of(model: Path) -> int:
     """Decoder layers of a checkpoint."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     return int(config["text_config"]["num_hidden_layers"])
+
+
+def _told(config: Stage1Config) -> str:
+    return f"width {config.width} mixup {config.mixup} averaging {config.averaging}"
 
 
 def _merit(row: dict[str, Any]) -> tuple[float, bool]:

@@ -168,24 +168,24 @@ class TestReading:
         assert math.isnan(confidence)
 
     def test_a_hint_with_and_without_a_confidence(self) -> None:
-        given = {"agent_hint": {"expert": "b", "confidence": 1}}
+        given = {"agent_expert": "b", "agent_confidence": 1}
         assert read_hint(given, EXPERTS) == (1, 1.0)
-        expert, confidence = read_hint({"agent_hint": {"expert": "c"}}, EXPERTS)
+        expert, confidence = read_hint({"agent_expert": "c"}, EXPERTS)
         assert expert == 2
         assert math.isnan(confidence)
 
     @pytest.mark.parametrize(
         ("hint", "problem"),
         [
-            ({"expert": "desktop"}, "names none of a, b, c, d"),
-            ({}, "names none of a, b, c, d"),
-            ("a", "names none of a, b, c, d"),
-            ({"expert": "a", "confidence": 1.5}, "no number in"),
-            ({"expert": "a", "confidence": math.nan}, "no number in"),
-            ({"expert": "a", "confidence": True}, "no number in"),
-            ({"expert": "a", "confidence": "high"}, "no number in"),
+            ({"agent_expert": "desktop"}, "is none of a, b, c, d"),
+            ({"agent_expert": {}}, "is none of a, b, c, d"),
+            ({"agent_confidence": 0.7}, "is none of a, b, c, d"),
+            ({"agent_expert": "a", "agent_confidence": 1.5}, "no number in"),
+            ({"agent_expert": "a", "agent_confidence": math.nan}, "no number in"),
+            ({"agent_expert": "a", "agent_confidence": True}, "no number in"),
+            ({"agent_expert": "a", "agent_confidence": "high"}, "no number in"),
         ],
     )
-    def test_a_hint_that_cannot_be_read(self, hint: Any, problem: str) -> None:
+    def test_a_hint_that_cannot_be_read(self, hint: dict[str, Any], problem: str) -> None:
         with pytest.raises(ValueError, match=problem):
-            read_hint({"agent_hint": hint}, EXPERTS)
+            read_hint(hint, EXPERTS)

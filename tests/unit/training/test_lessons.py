@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,8 @@ def head() -> RouterHead:
 
 def lessons(table: FeatureTable, mixup: float) -> Lessons:
     none = torch.zeros(0, dtype=torch.int64)
-    splits = {"train": torch.arange(ROWS), "validation": none, "held_out": none}
-    return Lessons(table, splits, 0.9, mixup)
+    train = (table.label >= 0).nonzero().flatten()
+    return Lessons(table, {"train": train, "validation": none, "held_out": none}, 0.9, mixup)
 
 
 class TestMixing:
@@ -70,6 +71,34 @@ class TestMixing:
         ]
         expected = share * losses[0] + (1 - share) * losses[1]
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+    def test_labels_and_hints_are_mixed_too(self, table, head) -> None:
+        """A third of the rows is labelled by an agent only; each row keeps its own loss."""
+        hinted = torch.where(torch.arange(ROWS) < 4, table.label, -1)
+        some = dataclasses.replace(
+            table,
+            label=torch.where(hinted >= 0, -1, table.label),
+            hinted=hinted,
+            confidence=torch.full((ROWS,), 0.8),
+        )
+        batch = torch.arange(ROWS)
+        torch.manual_seed(6)
+        found = lessons(some, 0.4).loss(head, batch)
+        torch.manual_seed(6)
+        other, share = torch.randperm(ROWS), float(Beta(0.4, 0.4).sample())
+        mixed = dataclasses.replace(
+            some,
+            text=share * table.text + (1 - share) * table.text[other],
+            vision=share * table.vision + (1 - share) * table.vision[other],
+        )
+        swapped = dataclasses.replace(
+            mixed,
+            label=some.label[other],
+            hinted=some.hinted[other],
+            confidence=some.confidence[other],
+        )
+        own, others = (float(lessons(each, 0.0).loss(head, batch)) for each in (mixed, swapped))
+        assert float(found) == pytest.approx(share * own + (1 - share) * others, rel=1e-5)
 
     def test_a_row_mixed_with_itself_is_itself(self, table, head) -> None:
         batch = torch.tensor([7])

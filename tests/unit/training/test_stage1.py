@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from training.calibration import expected_calibration_error, fit_temperature, lo
 from training.export import Judge, export_bundle, to_onnx
 from training.features import load_features
 from training.heads import RouterHead
-from training.known_screens import KnownScreens, known_cache, known_screens
+from training.known_screens import KnownScreens, known_looks, known_screens
 from training.lessons import agent_rows, class_weights
-from training.stage1 import Stage1Config, head_logits, split_by_image, train_stage1
+from training.stage1 import Stage1Config, follow, head_logits, split_by_image, train_stage1
 from training.stage1_run import read_run, save_run
 
 EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abcd"))
@@ -172,6 +173,36 @@ class TestTraining:
         assert blind.accuracy["held_out"] < 0.6
 
 
+class TestAveraging:
+    def test_by_hand(self) -> None:
+        one, zero = torch.ones(1), torch.zeros(1)
+        assert float(follow(0.9, one, zero, 1)) == pytest.approx(2 / 11)
+        assert float(follow(0.9, one, zero, 1000)) == pytest.approx(0.9)
+        assert float(follow(0.0, one, zero, 1000)) == 0.0
+
+    def test_the_head_is_the_average_of_what_is_learnt(self, cache: Path) -> None:
+        """After two steps: the first weights are taken as they are, the second follow."""
+        config = dataclasses.replace(FAST, batch_rows=1000, mixup=0.0, dropout=0.0, max_epochs=2)
+        kept = "mix.5.weight"
+
+        def trained(averaging: float, epochs: int) -> torch.Tensor:
+            chosen = dataclasses.replace(config, averaging=averaging, max_epochs=epochs)
+            return train_stage1(cache, config=chosen, progress=False).head.state_dict()[kept]
+
+        first, second = trained(0.0, 1), trained(0.0, 2)
+        assert torch.equal(trained(0.9, 1), first)
+        expected = torch.lerp(first, second, 1 - 2 / 11)
+        assert torch.allclose(trained(0.9, 2), expected, atol=1e-7)
+
+    def test_features_that_are_no_numbers_give_no_head(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path)
+        shard = load_file(cache / "shard-00000.safetensors")
+        shard["text"][:] = math.nan
+        write_shard(cache, shard, SPEC, EXPERTS, "d" * 64)
+        with pytest.raises(ArithmeticError, match="no validation loss is a number"):
+            train_stage1(cache, config=FAST, progress=False)
+
+
 class TestKnownCache:
     """The looks that a router is to know may be fewer than those that its head learns from."""
 
@@ -185,6 +216,7 @@ class TestKnownCache:
         assert torch.equal(found.known.mean, expected.mean)
         assert torch.equal(found.known.spread, expected.spread)
         assert not torch.equal(result.known.mean, expected.mean)
+        assert (result.known_digest, found.known_digest) == ("", "d" * 64)
         for name, value in result.head.state_dict().items():
             assert torch.equal(found.head.state_dict()[name], value)
 
@@ -194,11 +226,15 @@ class TestKnownCache:
         renamed = (*EXPERTS[:3], ExpertEntry("z", "z" * 64, 3))
         others = write_shard(tmp_path / "others", shard, SPEC, renamed, "d" * 64)
         with pytest.raises(ValueError, match="is of a, b, c, z, the features are of a, b, c, d"):
-            known_cache(others, table.index)
+            known_looks(others, table.index)
         spec = dataclasses.replace(SPEC, text_layer=1)
         read = write_shard(tmp_path / "read", shard, spec, EXPERTS, "d" * 64)
         with pytest.raises(ValueError, match="extract it again"):
-            known_cache(read, table.index)
+            known_looks(read, table.index)
+        some = {name: column[table.label < 3] for name, column in shard.items()}
+        few = write_shard(tmp_path / "few", some, SPEC, EXPERTS, "d" * 64)
+        with pytest.raises(ValueError, match="holds no screen of d; extract some of each"):
+            known_looks(few, table.index)
 
 
 class TestRunFile:
@@ -220,7 +256,13 @@ class TestRunFile:
 
     @pytest.mark.parametrize(
         ("content", "said"),
-        [("width: wide\n", "width: "), ("depth: 3\n", "has depth, which"), ("[1]", "no mapping")],
+        [
+            ("width: wide\n", "width: "),
+            ("mixup: -1\n", "mixup is -1.0: give a number from 0 on"),
+            ("averaging: 1\n", "averaging is 1.0: give a share"),
+            ("depth: 3\n", "has depth, which"),
+            ("[1]", "no mapping"),
+        ],
     )
     def test_what_is_wrong_is_named(self, tmp_path: Path, content: str, said: str) -> None:
         (tmp_path / "run.yaml").write_text(content)

@@ -25,14 +25,16 @@ from tests.support.tiny_run import (
     load_experts,
     write_features,
 )
+from training.export import export_bundle
 from training.features import load_features
 from training.head_file import load_head, save_head
 from training.heads import LayeredHead, RouterHead
-from training.known_screens import known_cache, read_known_screens
+from training.known_screens import known_looks, read_known_screens
 from training.marginals import GatesCollapsed
+from training.outcome import features_for_bundle
 from training.run_config import RunConfig, read_run_config
 from training.setting import prepare
-from training.stage1 import train_stage1
+from training.stage1 import Stage1Config, train_stage1
 from training.stage2 import train_stage2
 from training.stage3 import train_stage3
 
@@ -369,8 +371,36 @@ def test_what_the_router_is_to_know_may_have_a_cache_of_its_own(
     )
     found = read_known_screens(load_bundle(out / "router").head)
     assert found is not None
-    expected = known_cache(known, index)
-    assert torch.allclose(found.mean, expected.mean)
+    expected = known_looks(known, index)
+    assert torch.allclose(found.mean, expected.screens.mean)
+    assert load_bundle(out / "router").manifest.provenance.known_digest == "d" * 64
+
+
+def test_a_cache_stays_split_as_it_was_for_the_head_that_is_started_from(
+    tiny: TinyRun, out: Path, features: Path, tmp_path: Path
+) -> None:
+    config = Stage1Config(seed=3, max_epochs=2, validation_share=0.25, held_out_share=0.3)
+    first = train_stage1(features, config=config, progress=False)
+    export_bundle(first, tmp_path / "first")
+    outcome = train_stage2(
+        tiny.config(out, features=features, start=tmp_path / "first", steps=1, seed=4, router={})
+    )
+    assert outcome.bundle is not None
+    second = load_bundle(outcome.bundle).manifest.provenance
+    assert (second.cases, second.seed) == (first.cases, 3)
+    # And so for what is started from that one; with a bundle's folder or with its run's.
+    for start in (out, outcome.bundle):
+        config = tiny.config(
+            tmp_path / f"after-{start.name}",
+            features=features,
+            start=start,
+            steps=1,
+            seed=5,
+            router={},
+        )
+        third = features_for_bundle(prepare(config))
+        assert third is not None
+        assert (third.splits.seed, third.splits.held_out_share) == (3, 0.3)
 
 
 def test_gates_per_layer_have_a_bundle_too(
@@ -400,9 +430,6 @@ def test_gates_per_layer_have_a_bundle_too(
 def test_stage_2_starts_from_stage_1s_bundle(
     tiny: TinyRun, out: Path, features: Path, tmp_path: Path
 ) -> None:
-    from training.export import export_bundle
-    from training.stage1 import Stage1Config
-
     result = train_stage1(
         features, config=Stage1Config(width=24, max_epochs=2, dropout=0.2), progress=False
     )

@@ -38,13 +38,14 @@ def test_every_choice_changes_one_thing():
         ]
         changed += [
             name
-            for name, value in vars(choice.head).items()
+            for name, value in vars(choice.config).items()
             if value != getattr(Stage1Config(), name)
         ]
         assert len(changed) == (not choice.default)
     assert [c.value for c in compared if c.factor == "text layer"] == ["1", "2", "3", "4"]
     assert [c.factor for c in compared if c.default] == [
         "text layer", "text pooling", "vision source", "vision pooling", "width", "mixup",
+        "averaging",
     ]  # fmt: skip
     assert Spec(3, "last", "fused", "mean").flags == [
         "--feature-layer", "3", "--text-pooling", "last", "--vision-source", "fused",
@@ -66,10 +67,10 @@ def test_the_default_is_trained_once_for_all_factors(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(
         "training.study.choices.fit",
-        lambda folder, head, seeds: trained.append((folder.name, head)) or {"held_out": 1},
+        lambda folder, config, seeds: trained.append((folder.name, config)) or {"held_out": 1},
     )
     told = []
     rows = compare(choices(3), (0,), tmp_path / "features", Kept(tmp_path / "k", {}), told.append)
     assert len(rows) == len(choices(3)) == told[-1]
-    assert len(trained) == len(set(trained)) == len(rows) - 5
+    assert len(trained) == len(set(trained)) == len(rows) - 6
     assert all(row["held_out"] == 1 for row in rows)

@@ -104,7 +104,7 @@ def test_the_best_of_each_factor_and_the_default_where_nothing_is_better(rows):
         row["unseen"] = row["held_out"] = {"mean": 1.0}
     assert best(rows) == {
         "text layer": "2", "text pooling": "mean", "vision source": "levels",
-        "vision pooling": "statistics", "width": "128", "mixup": "0.4",
+        "vision pooling": "statistics", "width": "128", "mixup": "0.4", "averaging": "0.995",
     }  # fmt: skip
     rows[3]["unseen"] = {"mean": 1.1}
     assert best(rows)["text layer"] == "4"
