@@ -6,7 +6,8 @@ Knows records, the executor's contract and the cache's files; knows no head. A c
     text [n, text_dim] float32, vision [n, vision_dim] float32,
     label [n] int64 (index into the cache's experts; -1 where nobody knows the screen,
     or only an agent said whose it is),
-    image [n] int64 (first eight bytes of the file's sha256: what splits must not cut),
+    image [n] int64 (first eight bytes of the file's sha256, of a changed screen those of the file
+        that it was made of: what splits must not cut),
     source [n] int64 (index into the cache's sources)
     hinted [n] int64 (index of the expert that an agent named, -1 where none did)
     confidence [n] float32 (the agent's own, NaN where it gave none)
@@ -33,9 +34,12 @@ from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
 from training.agents import AGENT_EXPERT, read_hint
 from training.data.records import Record, read_records
+from training.data.sample import ORIGIN
 
 INDEX_FILE = "features.json"
+# Of a shard at most; the 8B's features of one record may be 256 KiB.
 _SHARD_ROWS = 4096
+_SHARD_BYTES = 2**28
 # Of a client that extracts: a cold executor may need long for its first screen.
 CALL_TIMEOUT_S = 120.0
 
@@ -137,7 +141,10 @@ def cache_features(
         total=len(records),
         disable=not progress,
     )
-    for number, shard in enumerate(_in_shards(rows)):
+    spec = index.feature_spec
+    row_bytes = 4 * (spec.text_dim + spec.vision_dim)
+    most = max(1, min(_SHARD_ROWS, _SHARD_BYTES // row_bytes))
+    for number, shard in enumerate(_in_shards(rows, most)):
         name = f"shard-{number:05d}.safetensors"
         save_file(shard, out / name, metadata={"feature_spec": index.feature_spec.digest})
         index.shards[name] = _sha256((out / name).read_bytes())
@@ -170,8 +177,8 @@ def load_features(directory: Path) -> FeatureTable:
 
 @dataclass(frozen=True)
 class _Row:
-    text: Sequence[float]
-    vision: Sequence[float]
+    text: torch.Tensor
+    vision: torch.Tensor
     label: int
     image: int
     source: int
@@ -190,22 +197,31 @@ def _extract(
     for record in records:
         if record.image != path:
             data = (images_root / record.image).read_bytes()
-            digest = hashlib.sha256(data).digest()
-            path, image = record.image, int.from_bytes(digest[:8], "big", signed=True)
+            path, image = record.image, _image_of(record, data)
             screen = ContextRef("", data=data)
         features = client.features(record.prompt, screen)
         screen = features.context
         _check_unchanged(features, index)
         hinted, confidence = read_hint(record.metadata, index.names)
         yield _Row(
-            text=features.text,
-            vision=features.vision,
+            # As numbers of Python they would take eight times as much.
+            text=torch.tensor(features.text),
+            vision=torch.tensor(features.vision),
             label=index.names.index(record.adapter) if index.names and record.adapter else -1,
             image=image,
             source=index.sources.index(_source(record, records_path)),
             hinted=hinted,
             confidence=confidence,
         )
+
+
+def _image_of(record: Record, data: bytes) -> int:
+    """What splits must not cut: the file, or the one that its screen was made of."""
+    origin = record.metadata.get(ORIGIN, _sha256(data))
+    try:
+        return int.from_bytes(bytes.fromhex(origin)[:8], "big", signed=True)
+    except (TypeError, ValueError):
+        raise ValueError(f"a record's {ORIGIN} is no sha256 in hex; leave it out") from None
 
 
 def _with_hints(shard: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -225,11 +241,11 @@ def _check_unchanged(features: Features, index: FeatureIndex) -> None:
         raise RuntimeError("the executor changed while features were being extracted; start again")
 
 
-def _in_shards(rows: Iterable[_Row]) -> Iterator[dict[str, torch.Tensor]]:
+def _in_shards(rows: Iterable[_Row], most: int) -> Iterator[dict[str, torch.Tensor]]:
     held: list[_Row] = []
     for row in rows:
         held.append(row)
-        if len(held) == _SHARD_ROWS:
+        if len(held) == most:
             yield _shard(held)
             held = []
     if held:
@@ -237,12 +253,12 @@ def _in_shards(rows: Iterable[_Row]) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _shard(rows: Sequence[_Row]) -> dict[str, torch.Tensor]:
-    kinds = dict.fromkeys(("text", "vision", "confidence"), torch.float32)
-    return {
-        field.name: torch.tensor(
-            [getattr(row, field.name) for row in rows], dtype=kinds.get(field.name, torch.int64)
-        )
-        for field in dataclasses.fields(_Row)
+    parts = {name: torch.stack([getattr(row, name) for row in rows]) for name in ("text", "vision")}
+    numbers = [field.name for field in dataclasses.fields(_Row) if field.name not in parts]
+    kinds = {"confidence": torch.float32}
+    return parts | {
+        name: torch.tensor([getattr(row, name) for row in rows], dtype=kinds.get(name, torch.int64))
+        for name in numbers
     }
 
 

@@ -1,4 +1,4 @@
-"""`molora data synthesize|import|label|stats`. Knows the calls and prints their counts."""
+"""`molora data synthesize|import|label|sample|stats`. Knows the calls and prints their counts."""
 
 from __future__ import annotations
 
@@ -121,6 +121,35 @@ def label(
         output.console.print(f"rules contradict on {_lines(tuple(labelling.contradicting))}")
     for refusal in labelling.refused:
         output.console.print(f"line {refusal.row} is no record: {refusal.reason}", markup=False)
+
+
+@app.command("sample")
+def sample(
+    source: Annotated[Path, typer.Argument(help="JSONL file of labelled records: one split.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    records: Annotated[int, typer.Option(min=1, help="How many to draw.")],
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Change each screen: crop, scale, colour, blur, JPEG.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of order and changes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw records, every adapter as often and each of its tasks, into a data set of their own."""
+    from training.data.sample import draw_sample
+
+    with refused_input(), output.progress("drawing") as advance:
+        made = draw_sample(
+            source, out, records=records, augment=augment, seed=seed, progress=advance
+        )
+    if as_json:
+        output.print_json(connection.plain(made))
+        return
+    rows = [
+        [adapter, task, n]
+        for adapter, tasks in sorted(made.counts.items())
+        for task, n in sorted(tasks.items())
+    ]
+    output.table(f"{made.path}: {records} records", ("adapter", "task", "records"), rows)
 
 
 @app.command("stats")

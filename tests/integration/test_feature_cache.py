@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -74,6 +75,37 @@ async def test_every_record_is_extracted_and_every_screen_is_sent_once(tmp_path:
     assert table.image.tolist()[0::2] == table.image.tolist()[1::2]
     sent = [request.screen.WhichOneof("source") for request in stub.seen]
     assert sent == ["data", "context_id"] * 4
+
+
+async def test_changed_screens_belong_to_the_one_that_they_were_made_of(tmp_path: Path) -> None:
+    records = write_records(tmp_path, ["calendar", "calendar", "chart"])
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    origin = hashlib.sha256((tmp_path / "images/0-0.png").read_bytes()).hexdigest()
+    for row in rows:
+        if row["image"] == "images/1-0.png":
+            row["metadata"]["changed_from"] = origin
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    async with serving(StubExecutor()) as address:
+        await cache(records, address, tmp_path / "features")
+    images = load_features(tmp_path / "features").image.tolist()
+    assert len(set(images[:4])) == 1
+    assert len(set(images)) == 2
+    records.write_text(records.read_text().replace(origin, "screen 7"))
+    async with serving(StubExecutor()) as address:
+        with pytest.raises(ValueError, match="changed_from is no sha256"):
+            await cache(records, address, tmp_path / "other")
+
+
+async def test_a_shard_is_no_larger_than_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = write_records(tmp_path, ["calendar", "chart"], images_each=2)
+    # A record of the stub has 7 numbers of 4 bytes.
+    monkeypatch.setattr("training.features._SHARD_BYTES", 3 * 7 * 4)
+    async with serving(StubExecutor()) as address:
+        index = await cache(records, address, tmp_path / "features")
+    assert len(index.shards) == 3
+    assert len(load_features(tmp_path / "features")) == 8
 
 
 async def test_an_agents_hints_are_kept(tmp_path: Path) -> None:

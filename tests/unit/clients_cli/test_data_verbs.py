@@ -59,6 +59,27 @@ def test_chosen_experts_are_drawn_in_other_sizes(molora, tmp_path):
     assert "experts is calender: give different ones of calendar, claim-window" in done.stderr
 
 
+def test_a_balanced_set_is_drawn_of_another(molora, tmp_path):
+    drawn = tmp_path / "set"
+    molora("data", "synthesize", drawn, "--images-per-kind", 3, "--tasks-per-image", 2, *TWO)
+    source = drawn / "train.jsonl"
+    done = molora(
+        *("data", "sample", source, tmp_path / "out", "--records", 6, "--augment", "--json")
+    )
+    assert done.exit_code == 0, done.output
+    counts = json.loads(done.stdout)["counts"]
+    assert {adapter: sum(tasks.values()) for adapter, tasks in counts.items()} == {
+        "calendar": 3,
+        "claim-window": 3,
+    }
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 6
+    done = molora("data", "sample", source, tmp_path / "more", "--records", 2)
+    assert "claim-window" in done.stdout
+    done = molora("data", "sample", source, tmp_path / "out", "--records", 2)
+    assert done.exit_code == 2
+    assert "is not an empty folder" in done.stderr.replace("\n", " ")
+
+
 def test_import_splits_and_counts_what_it_leaves_out(molora, tmp_path):
     source, out = tmp_path / "set", tmp_path / "out"
     drawn = ("--images-per-kind", 3, "--tasks-per-image", 2, *TWO)
