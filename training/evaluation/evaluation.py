@@ -10,7 +10,7 @@ from training.evaluation.core import CaseResult
 from training.evaluation.removal import Pruned, Removal, pruning, removals
 from training.evaluation.routing import Control, Routing, routing
 from training.evaluation.run import Run
-from training.evaluation.scores import Part, by, crossed, measure
+from training.evaluation.scores import Part, by, crossed, grouped, measure
 from training.scoring import Rate
 from training.stated import plain
 
@@ -32,6 +32,8 @@ class Evaluation:
         experts: That the router knows, in its order.
         whole: Over all the cases.
         by_expert: Over the cases of each expert that has any, in the router's order.
+        routing: The router's decisions on all the cases.
+        by_source: And on those of each source.
         groups: What cases are grouped by, to a group's name, to its numbers.
         crossed: Case's expert to answering expert to the rate.
         removals: One expert masked at a time.
@@ -46,6 +48,7 @@ class Evaluation:
     whole: Part
     by_expert: Mapping[str, Part]
     routing: Routing
+    by_source: Mapping[str, Routing]
     groups: Mapping[str, Mapping[str, Part]]
     crossed: Mapping[str, Mapping[str, Rate | None]]
     removals: tuple[Removal, ...]
@@ -61,9 +64,10 @@ class Evaluation:
             **_part(self.whole),
             "experts": {name: _part(part) for name, part in self.by_expert.items()},
             "router": _routing(self.routing, self.whole),
-            "controls": {
-                "screens_shuffled": _control(self.routing.shuffled),
-                "text_blanked": _control(self.routing.blanked),
+            "controls": _controls(self.routing),
+            "router_by_source": {
+                name: _routing(found, self.groups["source"][name]) | {"controls": _controls(found)}
+                for name, found in self.by_source.items()
             },
             "groups": {
                 what: {name: _part(part) for name, part in groups.items()}
@@ -96,6 +100,10 @@ def evaluated(run: Run, runs: Sequence[TrainingRun] = ()) -> Evaluation:
         whole=measure(results),
         by_expert={name: parts[name] for name in experts if name in parts},
         routing=routing(results, experts),
+        by_source={
+            name: routing(group, experts)
+            for name, group in grouped(results, GROUPS["source"]).items()
+        },
         groups={what: by(results, key) for what, key in GROUPS.items()},
         crossed=crossed(results, experts),
         removals=removals(results, experts),
@@ -126,10 +134,18 @@ def _part(part: Part) -> dict[str, Any]:
 
 def _routing(routing: Routing, whole: Part) -> dict[str, Any]:
     shown: dict[str, Any] = plain(routing)
-    # The first two have a place of their own, the others are one number a case.
-    for name in ("shuffled", "blanked", "own_gates", "entropies"):
+    # The first three have a place of their own, the others are one number a case.
+    for name in ("shuffled", "blanked", "size_alone", "own_gates", "entropies"):
         del shown[name]
     return {**shown, "reliability": plain(whole.calibrated.bins if whole.calibrated else ())}
+
+
+def _controls(routing: Routing) -> dict[str, Any]:
+    return {
+        "screens_shuffled": _control(routing.shuffled),
+        "text_blanked": _control(routing.blanked),
+        "size_alone": {"accuracy": plain(routing.size_alone)},
+    }
 
 
 def _control(control: Control) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Knows decisions and labels; knows no answer.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +67,8 @@ class Routing:
         curve: Risk by coverage, on one case an image because bounds count independent ones.
         shuffled: Screens shuffled: text and screen say different things.
         blanked: Text blanked: the screen alone.
+        size_alone: Cases of the expert that has most of those with a screen of that size: what a
+            router could reach that sees nothing else.
     """
 
     abstained: int
@@ -82,6 +84,7 @@ class Routing:
     curve: tuple[RiskPoint, ...]
     shuffled: Control
     blanked: Control
+    size_alone: Rate
 
 
 def routing(results: Sequence[CaseResult], experts: Sequence[str]) -> Routing:
@@ -115,6 +118,7 @@ def routing(results: Sequence[CaseResult], experts: Sequence[str]) -> Routing:
         curve=_curve(results),
         shuffled=_shuffled(results),
         blanked=Control(_rate([r.without_text == r.case.expert for r in results]), None),
+        size_alone=_size_alone(results),
     )
 
 
@@ -171,6 +175,13 @@ def _shuffled(results: Sequence[CaseResult]) -> Control:
         _rate([each.with_other_screen == each.case.expert for each in given or results]),
         _rate([each.with_other_screen == each.other_screen for each in given]) if given else None,
     )
+
+
+def _size_alone(results: Sequence[CaseResult]) -> Rate:
+    sizes: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+    for each in results:
+        sizes[each.case.width, each.case.height][each.case.expert] += 1
+    return Rate(sum(max(counts.values()) for counts in sizes.values()), len(results))
 
 
 def _rate(passed: Sequence[bool]) -> Rate:

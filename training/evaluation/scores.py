@@ -89,20 +89,24 @@ def without_vacuous(results: Iterable[CaseResult]) -> list[CaseResult]:
     return [result for result in results if not result.case.vacuous]
 
 
-def by(results: Iterable[CaseResult], key: Callable[[CaseResult], str]) -> dict[str, Part]:
-    """The numbers of each group.
+def grouped(
+    results: Iterable[CaseResult], key: Callable[[CaseResult], str]
+) -> dict[str, list[CaseResult]]:
+    """The results of each group, in the order of the groups' names.
 
     Args:
         results: All of them.
         key: Names a result's group.
-
-    Returns:
-        In the order of the names.
     """
     groups: dict[str, list[CaseResult]] = defaultdict(list)
     for result in results:
         groups[key(result)].append(result)
-    return {name: measure(groups[name]) for name in sorted(groups)}
+    return {name: groups[name] for name in sorted(groups)}
+
+
+def by(results: Iterable[CaseResult], key: Callable[[CaseResult], str]) -> dict[str, Part]:
+    """The numbers of each group, see `grouped`."""
+    return {name: measure(group) for name, group in grouped(results, key).items()}
 
 
 def crossed(

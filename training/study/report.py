@@ -12,6 +12,11 @@ _STYLE = (
     ".found{fill:#2b6cb0}.bound{fill:#dd9b2f}"
     "@media(prefers-color-scheme:dark){text{fill:#ccc}.grid{stroke:#444}}"
 )
+# Where a picture has no room for more.
+_SHORT = {
+    "text layer": "layer", "text pooling": "text", "vision source": "source",
+    "vision pooling": "vision",
+}  # fmt: skip
 _RATES = ("gate", "oracle", "top1", "top2", "soft", "uniform", "random", "base", "wrong_expert")
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -23,9 +28,10 @@ def markdown(study: Mapping[str, Any]) -> str:
         study: What `python -m training.study` writes as JSON.
     """
     titles = {
-        "What the router reads": choices_table,
+        "What the router reads, and how its head is trained": choices_table,
         "Bars": bars_table,
         "Stages": stages_table,
+        "Loss of the right answer, nats a token": losses_table,
         "Experts": experts_table,
         "Ablations": ablations_table,
         "Masking one expert": masking_table,
@@ -51,13 +57,14 @@ def picture(choices: Sequence[Mapping[str, Any]]) -> str:
     """
     groups = [
         (
-            f"{row['factor'].split()[-1]} {row['value']}{' *' if row['default'] else ''}",
+            f"{_SHORT.get(row['factor'], row['factor'])} {row['value']}"
+            f"{' *' if row['default'] else ''}",
             [Bar("held-out", row["held_out"]["mean"], kind="found"),
              Bar("unseen themes and sizes", row["unseen"]["mean"], kind="bound")],
         )
         for row in choices
     ]  # fmt: skip
-    drawn = grouped(groups, "Gate accuracy by what the router reads")
+    drawn = grouped(groups, "Gate accuracy by what the router reads and how its head is trained")
     head, body = drawn.split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>{body}\n'
 
@@ -91,16 +98,25 @@ def bars_table(study: Mapping[str, Any]) -> Table:
 
 def stages_table(study: Mapping[str, Any]) -> Table:
     """A row a stage and set of cases, means over the seeds."""
-    columns = ("heads", "cases", *_RATES, "answer loss, top-1", "soft", "ece")
+    columns = ("heads", "cases", *_RATES, "ece")
     rows = []
     for stage in study["stages"]:
         rates = [stage["rates"].get(name) for name in _RATES]
         shown = [f"{rate['mean']:.3f}" if rate else "" for rate in rates]
         rows.append(
-            (stage["name"], f"{stage['cases']} {stage['set']}", *shown,
-             *(_number(stage[name]) for name in ("loss_top1", "loss_soft", "ece")))
-        )  # fmt: skip
+            (stage["name"], f"{stage['cases']} {stage['set']}", *shown, _number(stage["ece"]))
+        )
     return columns, rows
+
+
+def losses_table(study: Mapping[str, Any]) -> Table:
+    """A row a stage and set of cases: how likely each mode finds what is right."""
+    modes = _RATES[1:]
+    return ("heads", "cases", *modes), [
+        (stage["name"], f"{stage['cases']} {stage['set']}",
+         *(_number(stage["losses"].get(mode)) for mode in modes))
+        for stage in study["stages"]
+    ]  # fmt: skip
 
 
 def experts_table(study: Mapping[str, Any]) -> Table:

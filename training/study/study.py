@@ -205,13 +205,17 @@ class Study:
 
 
 def _stage(stage: str, name: str, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    losses = [each["loss"] for each in evaluations]
     errors = [each["ece"] for each in evaluations if each["ece"] is not None]
     return {
         "name": stage,
         "set": name,
         "cases": evaluations[0]["cases"],
         "rates": mean_rates(evaluations),
-        "loss_top1": fmean(each["loss"]["top1"] for each in evaluations),
-        "loss_soft": fmean(each["loss"]["soft"] for each in evaluations),
+        "losses": {
+            mode: fmean(each[mode] for each in losses)
+            for mode in losses[0]
+            if all(each[mode] is not None for each in losses)
+        },
         "ece": fmean(errors) if errors else None,
     }

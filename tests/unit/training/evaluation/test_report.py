@@ -80,6 +80,10 @@ def test_the_json_holds_rates_overall_and_by_expert(tmp_path):
     assert stated["router"]["confusion"]["calendar"]["claim-window"] == 1
     assert [each["cases"] for each in stated["router"]["reliability"]] == [2, 1]
     assert stated["controls"]["screens_shuffled"]["accuracy"]["n"] == 2
+    assert stated["controls"]["size_alone"]["accuracy"]["n"] == 3
+    (source,) = stated["router_by_source"].values()
+    assert source["confusion"] == stated["router"]["confusion"]
+    assert source["controls"] == stated["controls"]
     assert stated["experts_on_cases_of"]["calendar"]["calendar"]["value"] == 1
     assert [each["expert"] for each in stated["masking"]] == list(EXPERTS)
     assert stated["groups"]["screen size"]["80x60"]["cases"] == 3

@@ -1,5 +1,6 @@
 """The router's numbers, against ones worked out by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -55,6 +56,13 @@ def test_controls(results):
     assert found.shuffled.other.passed == 1
     assert (found.blanked.own.passed, found.blanked.own.n) == (1, 5)
     assert found.blanked.other is None
+    # All screens are of one size: it tells no more than that most cases are the calendar's.
+    assert (found.size_alone.passed, found.size_alone.n) == (3, 5)
+    others = [
+        dataclasses.replace(each, case=dataclasses.replace(each.case, width=9))
+        for each in results[3:]
+    ]
+    assert routing([*results[:3], *others], EXPERTS).size_alone.passed == 5
     alone = [result_of(case_of("calendar"), SURE, other_screen="calendar", with_other_screen="c")]
     assert routing(alone, EXPERTS).shuffled.other is None
 

@@ -47,7 +47,7 @@ def study(rows):
         "bars": [asdict(bar) for bar in bars([stated()], [stated(soft=90)], [stated()])],
         "stages": [
             {"name": "stage 1", "set": "held-out", "cases": 100, "rates": mean_rates([stated()]),
-             "loss_top1": 0.1, "loss_soft": 0.2, "ece": None},
+             "losses": {"top1": 0.125, "soft": 0.25}, "ece": None},
         ],
         "per_expert": {"desktop": part},
         "ablations": [
@@ -73,6 +73,7 @@ def test_the_page_has_every_table(study):
                for line in lines)  # fmt: skip
     assert any(line.startswith("| stage 1 | 100 held-out | 1.000 | 0.950 |") for line in lines)
     assert any(line.startswith("| desktop | 100 | 1.000 |") for line in lines)
+    assert "| stage 1 | 100 held-out |  | 0.125 |  | 0.250 |  |  |  |  |" in lines
     assert "| desktop | 0.500 [0.24, 0.76] |  | 0.500 [0.24, 0.76] | 0.250 |" in lines
     assert "| 1 | calendar | 0.500 [0.24, 0.76] |" in lines
     assert "| stage 1 seed 0 | 12 |" in lines
@@ -96,6 +97,8 @@ def test_the_picture_stands_alone(rows):
     texts = ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "layer 2 *" in texts
     assert "source fused" in texts
+    assert "text mean *" in texts
+    assert "vision mean" in texts
     assert "unseen themes and sizes" in texts
 
 
