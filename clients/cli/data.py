@@ -28,8 +28,9 @@ def synthesize(
         str | None, typer.Option(help="Whose screens, comma-separated; unset: all seven.")
     ] = None,
     other_sizes: Annotated[
-        float, typer.Option(min=0, max=1, help="Part of the screens shown at other sizes.")
-    ] = 0.0,
+        float,
+        typer.Option(min=0, max=1, help="Part shown at other sizes, so that a size tells little."),
+    ] = 0.5,
     looks: Annotated[
         str, typer.Option(help="Themes and other sizes: own, any, or unseen (to test with).")
     ] = "own",
