@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from training.data.synthesize import synthesize
 from training.miniature.base import Steps, pretrain
+from training.miniature.clock import Clock
 from training.miniature.experts import LEFT_OUT, RECIPES, train_expert
 from training.miniature.router import train_router
 
@@ -29,12 +28,18 @@ def main() -> None:
     """Runs every step that is not done yet, then publishes."""
     arguments = _arguments()
     work: Path = arguments.work
-    base = _timed("base", partial(pretrain, work, steps=Steps(), seed=arguments.seed))
+    clock = Clock(work / "seconds.json")
+    base = pretrain(work, steps=Steps(), seed=arguments.seed, clock=clock)
     for name in RECIPES:
-        train = partial(train_expert, name, base, work, seed=arguments.seed)
-        _timed(f"expert {name}", train)
-    _timed("router", lambda: train_router(base, work / "experts", work, seed=arguments.seed))
+        with clock.step(f"expert {name}"):
+            train_expert(name, base, work, seed=arguments.seed)
+    with clock.step("router"):
+        train_router(base, work / "experts", work, seed=arguments.seed)
     publish(work, arguments.out)
+    table = Table("step", "minutes")
+    for title, seconds in clock.seconds().items():
+        table.add_row(title, f"{seconds / 60:.1f}")
+    console.print(table)
     console.print(f"The miniature is in {arguments.out}; try it with: make demo")
 
 
@@ -53,13 +58,6 @@ def publish(work: Path, out: Path) -> None:
             experts=tuple(RECIPES),
             left_out=LEFT_OUT,
         )
-
-
-def _timed(title: str, step: Callable[[], Path]) -> Path:
-    started = time.monotonic()
-    made = step()
-    console.print(f"{title}: {(time.monotonic() - started) / 60:.1f} min")
-    return made
 
 
 def _arguments() -> argparse.Namespace:

@@ -17,6 +17,7 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.synthesize import DRAWS, EXPERTS
 from training.miniature.checkpoint import write_untrained
+from training.miniature.clock import Clock
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.questions import base_questions, corpus
@@ -96,13 +97,14 @@ class Steps:
     all_base: int = 1500
 
 
-def pretrain(work: Path, *, steps: Steps, seed: int) -> Path:
+def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
     """Trains the base from random weights, or goes on where a stopped run left off.
 
     Args:
         work: Folder of the run; `untrained/` and `base/` are made in it.
         steps: Of each phase.
         seed: Of weights and screens.
+        clock: Is told of each phase.
 
     Returns:
         The trained checkpoint's directory.
@@ -114,7 +116,7 @@ def pretrain(work: Path, *, steps: Steps, seed: int) -> Path:
         return out
     model = Qwen3VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32)
     patches_as_products(model)
-    pupil = _Pupil(model, Guide(model.model.language_model, layer=GUIDED_LAYER), work, seed)
+    pupil = _Pupil(model, Guide(model.model.language_model, layer=GUIDED_LAYER), work, seed, clock)
     # The tower sees by then; at first what it would cost goes to the decoder.
     pupil.tower("tower", FIRST, steps.tower, 2e-3)
     pupil.answers("decoder", FIRST, steps.decoder, 1.5e-3, tower=False)
@@ -139,6 +141,7 @@ class _Pupil:
     guide: Guide
     work: Path
     seed: int
+    clock: Clock
 
     @property
     def _untrained(self) -> Path:
@@ -146,14 +149,15 @@ class _Pupil:
 
     def tower(self, name: str, course: Course, steps: int, learning_rate: float) -> None:
         """Teaches the tower alone, or takes it as an earlier run left it."""
-        teach_tower(
-            self.model.model,
-            self._untrained,
-            self.work / f"{name}.pt",
-            course.lessons,
-            config=FitConfig(steps=steps, learning_rate=learning_rate),
-            seed=self.seed,
-        )
+        with self.clock.step(name):
+            teach_tower(
+                self.model.model,
+                self._untrained,
+                self.work / f"{name}.pt",
+                course.lessons,
+                config=FitConfig(steps=steps, learning_rate=learning_rate),
+                seed=self.seed,
+            )
 
     def answers(
         self, name: str, course: Course, steps: int, learning_rate: float, *, tower: bool
@@ -178,7 +182,8 @@ class _Pupil:
             course.sources,
             seed=self.seed + 1_000_003 * fit.step + int(tower),
         )
-        fit.run(in_background(stream), sources=course.sources_a_step, title=name)
+        with self.clock.step(name):
+            fit.run(in_background(stream), sources=course.sources_a_step, title=name)
 
 
 def _corpus(seed: int) -> list[str]:
