@@ -23,6 +23,7 @@ from rich.table import Table
 from training.demo.server import ServerFailed
 from training.features import load_features
 from training.run_config import digest_of
+from training.study.choices import DEFAULT_CONFIG, Spec
 from training.study.kept import Kept
 from training.study.report import bars_table, choices_table, markdown, picture, stages_table
 from training.study.screens import Sizes
@@ -54,7 +55,10 @@ def main() -> None:
 
 
 def _given(plan: Plan) -> dict[str, Any]:
-    """What makes two studies different ones; a path says nothing of what is there."""
+    """What makes two studies different ones; a path says nothing of what is there.
+
+    Of the code only its defaults are among them: after another change give another folder.
+    """
     files = sorted(plan.experts.rglob("*.safetensors"))
     return {
         "model": digest_of(plan.model / "model.safetensors"),
@@ -63,6 +67,8 @@ def _given(plan: Plan) -> dict[str, Any]:
         "sizes": asdict(plan.sizes),
         "steps": plan.steps,
         "features": plan.features and load_features(plan.features).index.dataset_digest,
+        "default features": asdict(Spec()),
+        "default head": asdict(DEFAULT_CONFIG),
     }
 
 
