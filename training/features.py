@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import track
@@ -35,41 +33,13 @@ from router_service.core import ExpertEntry, FeatureSpec
 from training.agents import AGENT_EXPERT, read_hint
 from training.data.records import Record, read_records
 from training.data.sample import ORIGIN
+from training.feature_index import INDEX_FILE, FeatureIndex, from_json, to_json
 
-INDEX_FILE = "features.json"
 # Of a shard at most; the 8B's features of one record may be 256 KiB.
 _SHARD_ROWS = 4096
 _SHARD_BYTES = 2**28
 # Of a client that extracts: a cold executor may need long for its first screen.
 CALL_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class FeatureIndex:
-    """What a cache holds and where it came from.
-
-    Attributes:
-        feature_spec: What the features are.
-        expert_set: Digest of the experts that were loaded when they were extracted.
-        experts: The experts that records name, in expert-set order: the labels.
-        dataset_digest: sha256 (hex) of the records file.
-        sources: Names of the records' sources.
-        refused_rows: Rows of the file that are no records.
-        shards: File name to sha256 (hex), in order.
-    """
-
-    feature_spec: FeatureSpec
-    expert_set: str
-    experts: tuple[ExpertEntry, ...]
-    dataset_digest: str
-    sources: tuple[str, ...]
-    refused_rows: int
-    shards: dict[str, str]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the labels."""
-        return tuple(expert.name for expert in self.experts)
 
 
 @dataclass(frozen=True)
@@ -148,7 +118,7 @@ def cache_features(
         name = f"shard-{number:05d}.safetensors"
         save_file(shard, out / name, metadata={"feature_spec": index.feature_spec.digest})
         index.shards[name] = _sha256((out / name).read_bytes())
-    (out / INDEX_FILE).write_text(_to_json(index), encoding="utf-8")
+    (out / INDEX_FILE).write_text(to_json(index), encoding="utf-8")
     return index
 
 
@@ -162,7 +132,7 @@ def load_features(directory: Path) -> FeatureTable:
         ValueError: The index or a shard is missing or is not what was written.
     """
     try:
-        index = _from_json((directory / INDEX_FILE).read_text(encoding="utf-8"))
+        index = from_json((directory / INDEX_FILE).read_text(encoding="utf-8"))
         for name, digest in index.shards.items():
             if _sha256((directory / name).read_bytes()) != digest:
                 raise ValueError(f"{directory / name} changed since it was written; extract again")
@@ -297,23 +267,6 @@ def _feature_spec(info: ServerInfo) -> FeatureSpec:
 def _source(record: Record, records_path: Path) -> str:
     """The group a record belongs to; a file that says nothing is one source."""
     return str(record.metadata.get("source", records_path.stem))
-
-
-def _to_json(index: FeatureIndex) -> str:
-    content = dataclasses.asdict(index) | {"feature_spec_digest": index.feature_spec.digest}
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def _from_json(text: str) -> FeatureIndex:
-    content: dict[str, Any] = json.loads(text)
-    if content.pop("feature_spec_digest") != FeatureSpec(**content["feature_spec"]).digest:
-        raise ValueError("the feature spec changed since the features were extracted")
-    return FeatureIndex(
-        feature_spec=FeatureSpec(**content.pop("feature_spec")),
-        experts=tuple(ExpertEntry(**expert) for expert in content.pop("experts")),
-        sources=tuple(content.pop("sources")),
-        **content,
-    )
 
 
 def _sha256(data: bytes) -> str:

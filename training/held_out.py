@@ -19,7 +19,8 @@ from router_service.head import Head
 from router_service.manifest import Manifest
 from training.agents import Floats, Hints, Labels
 from training.features import FeatureTable
-from training.stage1 import Stage1Config, split_by_image
+from training.stage1 import split_by_image
+from training.stage1_config import Stage1Config
 
 # Of the cases: the agent's weight is fitted to the first, thresholds are proven on the rest.
 TUNING_SHARE = 0.25

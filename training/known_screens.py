@@ -13,7 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from training.features import FeatureIndex, FeatureTable, load_features
+from training.feature_index import FeatureIndex
+from training.features import FeatureTable, load_features
 
 # Of the spread over all experts' screens: what an expert with few of them has at least.
 _LEAST_SPREAD = 0.1

@@ -22,7 +22,8 @@ from training.joint import AnchoredRouter
 from training.known_screens import KnownLooks, known_looks
 from training.run_config import RunConfig, digest_of
 from training.setting import Setting
-from training.stage1 import Stage1Config, judged, split_by_image
+from training.stage1 import judged, split_by_image
+from training.stage1_config import Stage1Config
 
 BUNDLE_FOLDER = "router"
 # Of the images of a cache, as stage 1 has them.

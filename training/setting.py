@@ -22,7 +22,7 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from router_service import core
 from training.conversations import Conversations, labelled_records
-from training.features import INDEX_FILE
+from training.feature_index import INDEX_FILE
 from training.head_file import (
     HeadShape,
     SavedHead,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,58 +20,16 @@ from router_service.core import Mode
 from router_service.manifest import Calibration, ModeSetting
 from training.calibration import expected_calibration_error, fit_temperature, log_loss
 from training.events import Events
-from training.features import FeatureIndex, FeatureTable, load_features
+from training.feature_index import FeatureIndex
+from training.features import FeatureTable, load_features
 from training.heads import LayeredHead, RouterHead, whole
 from training.known_screens import KnownLooks, KnownScreens, known_looks, known_screens
 from training.lessons import Lessons
 from training.losses import entropy_penalty
+from training.stage1_config import Stage1Config
 
 # From this mean confidence on held-out cases, the heaviest expert alone is as good as the mixture.
 SHARP_CONFIDENCE = 0.9
-
-
-@dataclass(frozen=True)
-class Stage1Config:
-    """How a head is trained.
-
-    Attributes:
-        seed: Of splits, weights, batches and dropout.
-        width: Of each projection and of the hidden layer.
-        dropout: Probability that a hidden unit is dropped while training.
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        batch_rows: Rows in a step.
-        max_epochs: Passes over the training split at most.
-        patience_epochs: Passes without a lower validation loss before training stops.
-        validation_share: Share of the images that decide when to stop.
-        held_out_share: Share of the images for the temperature and the reported accuracy.
-        mixup: How much rows are mixed while training, see `Lessons`; 0: not at all.
-        averaging: The head is a running average of the weights that are learnt, so what one batch
-            of mixed rows pulls to and fro is not in it: the share of it that a step leaves as it
-            was. Less at first, because it begins with random weights; 0: the weights themselves.
-        agent_reliability: How often an agent is taken to be right whose hints stand in for labels;
-            what records with both say about it counts more.
-    """
-
-    seed: int = 0
-    width: int = 128
-    dropout: float = 0.1
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    batch_rows: int = 256
-    max_epochs: int = 300
-    patience_epochs: int = 30
-    validation_share: float = 0.15
-    held_out_share: float = 0.2
-    mixup: float = 0.4
-    averaging: float = 0.995
-    agent_reliability: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.mixup < math.inf:
-            raise ValueError(f"mixup is {self.mixup}: give a number from 0 on, such as 0.4")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging is {self.averaging}: give a share from 0 to below 1")
 
 
 @dataclass(frozen=True)

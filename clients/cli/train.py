@@ -112,8 +112,8 @@ def stage1(
     """Train the head on cached features; write its bundle, and a run.yaml to repeat it from."""
     with refused_input():
         from training.export import export_bundle
-        from training.stage1 import Stage1Config, train_stage1
-        from training.stage1_run import read_run, save_run
+        from training.stage1 import train_stage1
+        from training.stage1_config import Stage1Config, read_run, save_run
 
         chosen = read_run(config) if config else Stage1Config()
         if seed is not None:

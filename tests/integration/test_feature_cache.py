@@ -14,7 +14,8 @@ import pytest
 from molora_client import Molora
 from tests.support import router_bundle
 from tests.support.stub_executor import StubExecutor, serving
-from training.features import FeatureIndex, cache_features, load_features
+from training.feature_index import FeatureIndex
+from training.features import cache_features, load_features
 
 NAMES = [expert.name for expert in router_bundle.EXPERTS]
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from router_service.core import ExpertEntry, FeatureSpec
 from tests.support import router_bundle
-from training.features import FeatureIndex
+from training.feature_index import FeatureIndex
 
 
 def write_shard(

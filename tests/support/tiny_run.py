@@ -27,7 +27,7 @@ from tests.support.experts import write_expert
 from training.conversations import Conversations, labelled_records
 from training.data.calls import ToolCall
 from training.data.records import Record, new_record, write_records
-from training.features import FeatureIndex
+from training.feature_index import FeatureIndex
 from training.miniature.checkpoint import build_config, build_tokenizer
 from training.run_config import RunConfig
 

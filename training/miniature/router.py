@@ -11,11 +11,13 @@ from molora_client import Molora
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from training.data.synthesize import ANY_LOOKS
 from training.export import export_bundle
-from training.features import CALL_TIMEOUT_S, INDEX_FILE
+from training.feature_index import INDEX_FILE
+from training.features import CALL_TIMEOUT_S
 from training.judged_screens import UNKNOWN, draw, extract, judged_screens
 from training.judgement import fit_bundle
 from training.services import executor_started
-from training.stage1 import Stage1Config, train_stage1
+from training.stage1 import train_stage1
+from training.stage1_config import Stage1Config
 
 IMAGES_PER_KIND = 3600
 TASKS_PER_IMAGE = 1

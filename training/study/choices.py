@@ -17,16 +17,12 @@ from typing import Any
 import torch
 
 from molora_client import Molora
-from training.features import (
-    CALL_TIMEOUT_S,
-    INDEX_FILE,
-    FeatureTable,
-    cache_features,
-    load_features,
-)
+from training.feature_index import INDEX_FILE
+from training.features import CALL_TIMEOUT_S, FeatureTable, cache_features, load_features
 from training.heads import LayeredHead, RouterHead
 from training.services import executor_started
-from training.stage1 import Stage1Config, head_logits, train_stage1
+from training.stage1 import head_logits, train_stage1
+from training.stage1_config import Stage1Config
 from training.study.kept import Kept
 from training.study.screens import Sets
 

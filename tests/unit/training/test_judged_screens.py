@@ -12,7 +12,7 @@ from PIL import Image
 from training import judged_screens as judged
 from training.data.records import Record, read_records
 from training.data.synthesize import EXPERTS
-from training.features import INDEX_FILE
+from training.feature_index import INDEX_FILE
 from training.screens.strangers import STRANGERS
 
 TWO = ("calendar", "login-window")

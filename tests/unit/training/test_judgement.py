@@ -21,7 +21,8 @@ from training.features import load_features
 from training.held_out import Cases, read_cases
 from training.judgement import fit_bundle
 from training.judgement_report import Judgement, judge, write_judgement
-from training.stage1 import Stage1Config, split_by_image
+from training.stage1 import split_by_image
+from training.stage1_config import Stage1Config
 
 EXPERTS = router_bundle.EXPERTS
 

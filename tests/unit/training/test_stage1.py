@@ -24,8 +24,8 @@ from training.features import load_features
 from training.heads import RouterHead
 from training.known_screens import KnownScreens, known_looks, known_screens
 from training.lessons import agent_rows, class_weights
-from training.stage1 import Stage1Config, follow, head_logits, split_by_image, train_stage1
-from training.stage1_run import read_run, save_run
+from training.stage1 import follow, head_logits, split_by_image, train_stage1
+from training.stage1_config import Stage1Config, read_run, save_run
 
 EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abcd"))
 SPEC = FeatureSpec(2, "mean", "tower", "mean", 24, 16, "b" * 64, "1")

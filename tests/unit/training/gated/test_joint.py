@@ -34,7 +34,8 @@ from training.marginals import GatesCollapsed
 from training.outcome import features_for_bundle
 from training.run_config import RunConfig, read_run_config
 from training.setting import prepare
-from training.stage1 import Stage1Config, train_stage1
+from training.stage1 import train_stage1
+from training.stage1_config import Stage1Config
 from training.stage2 import train_stage2
 from training.stage3 import train_stage3
 

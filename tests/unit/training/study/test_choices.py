@@ -6,7 +6,7 @@ import torch
 
 from router_service.core import ExpertEntry, FeatureSpec
 from tests.support.feature_cache import write_shard
-from training.stage1 import Stage1Config
+from training.stage1_config import Stage1Config
 from training.study.choices import Spec, choices, compare, fit
 from training.study.kept import Kept
 

@@ -132,7 +132,7 @@ def test_the_command_writes_three_files(plan, asked, monkeypatch, tmp_path, caps
     stated_there = json.loads(out.read_text())
     assert stated_there["command"].startswith("python -m training.study --model")
     assert stated_there["seeds"] == [0]
-    assert out.with_suffix(".md").read_text().count("\n## ") == 5
+    assert out.with_suffix(".md").read_text().count("\n## ") == 6
     assert out.with_suffix(".svg").read_text().startswith("<svg")
     assert "gate accuracy, held-out" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["study", *flags, "--steps", "9"])
