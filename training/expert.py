@@ -159,7 +159,8 @@ def write_expert(
         base: The base's name on the hub, or None; a path would tell of this machine.
     """
     adapter = directory / "adapter"
-    model.save_pretrained(str(adapter))
+    # By itself PEFT asks the hub whether the base had other words; embeddings stay as they are.
+    model.save_pretrained(str(adapter), save_embedding_layers=False)
     (adapter / "README.md").unlink(missing_ok=True)
     written = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     # PEFT shortens the names it was given, and writes them as a set happens to hold them.

@@ -118,7 +118,8 @@ def train_expert(name: str, base: Path, work: Path, *, seed: int) -> Path:
     )
     fit.run(in_background(stream), sources=1, title=name)
     adapted.peft_config["default"].base_model_name_or_path = "molora/miniature"
-    adapted.save_pretrained(str(out / "adapter"))
+    # See `training.expert.write_expert`.
+    adapted.save_pretrained(str(out / "adapter"), save_embedding_layers=False)
     (out / "adapter" / "README.md").unlink(missing_ok=True)
     about = {
         "label": recipe.label,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
 
 from executor_service.model.experts import ExpertLocation
@@ -22,7 +23,8 @@ from tests.support.experts import plain_base
 from tests.support.tiny_run import TinyRun, records
 from training.conversations import Conversations
 from training.data.records import Turn, write_records
-from training.expert import collate, row_tensors, system_prompt, train_expert
+from training.expert import collate, row_tensors, system_prompt, train_expert, write_expert
+from training.lora import lora_config
 from training.losses import answer_loss
 from training.run_config import RunConfig
 
@@ -89,6 +91,20 @@ def test_it_is_laid_out_as_the_users(tiny: TinyRun, trained: Path) -> None:
     assert str(tiny.base) not in (trained / "adapter" / "adapter_config.json").read_text()
     files = sorted(path.name for path in (trained / "adapter").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_the_hub_is_not_asked(
+    tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    hub = "peft.utils.save_and_load.check_file_exists_on_hf_hub"
+    monkeypatch.setattr(hub, lambda *given: asked.append(given))
+    base = plain_base(tiny.base)
+    adapted = get_peft_model(base, lora_config(base, 4))
+    adapted.peft_config["default"].base_model_name_or_path = "Qwen/Qwen3-VL-8B-Instruct"
+    write_expert(adapted, tmp_path / "clicker", {}, "Qwen/Qwen3-VL-8B-Instruct")
+    assert (tmp_path / "clicker" / "adapter" / "adapter_model.safetensors").exists()
+    assert asked == []
 
 
 def test_it_learns_the_answers(tiny: TinyRun, own: Path, tmp_path: Path) -> None:
