@@ -15,7 +15,7 @@ from typing import Any
 
 from training.data.images import content_digest, find_image
 from training.data.labels import Rule, judge
-from training.data.records import Record, record_from_json, write_rows
+from training.data.records import Record, check_new_folder, record_from_json, write_rows
 from training.data.sources import SKIPPED, Source, SourceReport, find_sources
 from training.data.split import (
     SHARES,
@@ -93,8 +93,7 @@ def import_data(
     check_shares(shares)
     if TEST in shares:
         raise ValueError(f"{TEST} is the split of the test files: name the share otherwise")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose a new one")
+    check_new_folder(out)
     sources = find_sources(paths)
     images = _Images(rules)
     done, total = 0, sum(map(Source.count, sources)) if progress else 0

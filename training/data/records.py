@@ -207,6 +207,16 @@ def iter_records(path: Path) -> Iterator[Record | Refusal]:
     return (found for _, found in read_each(iter_rows(path), record_from_json))
 
 
+def check_new_folder(out: Path) -> None:
+    """Refuses to write a data set over something.
+
+    Raises:
+        ValueError: `out` is a file, or a folder that holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose a new one")
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes objects as JSONL; the file appears when it is whole.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from training.data.augment import augment_record
 from training.data.images import find_image, open_image
-from training.data.records import Record, write_records
+from training.data.records import Record, check_new_folder, write_records
 from training.data.sampling import NO_TASK, RecordIndex
 
 ORIGIN = "changed_from"
@@ -66,8 +66,7 @@ def draw_sample(
     """
     if records < 1:
         raise ValueError(f"records is {records}: give 1 or more")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose a new one")
+    check_new_folder(out)
     index = RecordIndex(source)
     counts: dict[str, Counter[str]] = {}
 

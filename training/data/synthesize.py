@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from training.data.records import Record, new_record, write_records
+from training.data.records import Record, check_new_folder, new_record, write_records
 from training.data.split import SHARES, check_shares, split_names
 from training.screens.account_screen import draw_account_screen
 from training.screens.appointment import draw_appointment
@@ -184,8 +184,7 @@ def _check(
         raise ValueError(
             f"experts is {', '.join(experts)}: give different ones of {', '.join(EXPERTS)}"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose a new one")
+    check_new_folder(out)
     if tasks_per_image < 1:
         raise ValueError(f"tasks_per_image is {tasks_per_image}: give 1 or more")
     if not 0 <= other_sizes <= 1:
