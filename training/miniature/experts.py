@@ -5,7 +5,6 @@ Knows PEFT and the experts' tasks; does not know how the base was made.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.calls import format_calls
 from training.data.synthesize import DRAWS
+from training.expert import write_expert
 from training.lora import lora_config
 from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
@@ -117,16 +117,12 @@ def train_expert(name: str, base: Path, work: Path, *, seed: int) -> Path:
         seed=seed + 1_000_003 * (fit.step + 1),
     )
     fit.run(in_background(stream), sources=1, title=name)
-    adapted.peft_config["default"].base_model_name_or_path = "molora/miniature"
-    # See `training.expert.write_expert`.
-    adapted.save_pretrained(str(out / "adapter"), save_embedding_layers=False)
-    (out / "adapter" / "README.md").unlink(missing_ok=True)
     about = {
         "label": recipe.label,
         "system_prompt": EXPERT_SYSTEMS[name],
         "task_types": sorted(_task_types(recipe.draw)),
     }
-    (out / "expert.json").write_text(json.dumps(about, indent=2) + "\n")
+    write_expert(adapted, out, about, "molora/miniature")
     return out
 
 
