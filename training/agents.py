@@ -15,9 +15,8 @@ import numpy.typing as npt
 from router_service.manifest import AgentModel
 from router_service.weights import pool
 from training.calibration import golden_section
+from training.data.records import AGENT_CONFIDENCE, AGENT_EXPERT
 
-AGENT_EXPERT, AGENT_CONFIDENCE = "agent_expert", "agent_confidence"
-"""Where a record's metadata holds a hint."""
 _HIGHEST_WEIGHT = 4.0
 # Of a simulated agent's confidences: small, so that some of its hints are sure and some are not.
 _SPREAD = 4.0

@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
-from training.agents import AGENT_EXPERT, read_hint
-from training.data.records import Record, read_records
+from training.agents import read_hint
+from training.data.records import AGENT_EXPERT, Record, read_records
 from training.data.sample import ORIGIN
 from training.feature_index import INDEX_FILE, FeatureIndex, from_json, to_json
 

@@ -93,7 +93,7 @@ def import_(
     splits = [
         [split, label, records, imported.images[split]]
         for split, adapters in imported.adapters.items()
-        for label, records in sorted(adapters.items())
+        for label, records in sorted(adapters.items()) or [("-", imported.records[split])]
     ]
     output.table(None, ("split", "adapter", "records", "images of the split"), splits)
     _print_left_out(imported.sources)

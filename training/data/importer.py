@@ -8,17 +8,24 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.data.images import content_digest, find_image
 from training.data.labels import Rule, judge
-from training.data.records import Record, check_new_folder, record_from_json, write_rows
+from training.data.records import (
+    AGENT_EXPERT,
+    Record,
+    check_new_folder,
+    record_from_json,
+    write_rows,
+)
 from training.data.sources import SKIPPED, Source, SourceReport, find_sources
 from training.data.split import (
     SHARES,
+    TRAIN,
     LeakError,
     check_leaks,
     check_shares,
@@ -26,7 +33,8 @@ from training.data.split import (
     split_by_source,
 )
 
-TEST = "test"
+TEST, HINTED = "test", "hinted"
+_UNMATCHED = "no label rule matches: give the row an `adapter`, or a further rule"
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ def import_data(
 ) -> Imported:
     """Reads record and test files and writes `<split>.jsonl`, `test.jsonl` and their images.
 
-    Rows are streamed: in memory are 4 bytes a row, one entry an image, and one test file.
+    Rows that no label rule matches, but whose metadata says what an agent took them for, go to
+    `hinted.jsonl`, which stage 1 can learn from beside `train.jsonl`. Rows are streamed: in memory
+    are 4 bytes a row, one entry an image, and one test file.
 
     Args:
         paths: JSONL files, `test.json` files, or folders that hold them.
@@ -91,8 +101,8 @@ def import_data(
         ValueError: A path holds nothing to read, nothing is left, or `out` holds something.
     """
     check_shares(shares)
-    if TEST in shares:
-        raise ValueError(f"{TEST} is the split of the test files: name the share otherwise")
+    if taken := {TEST, HINTED} & shares.keys():
+        raise ValueError(f"{taken.pop()} is a split of its own: name the share otherwise")
     check_new_folder(out)
     sources = find_sources(paths)
     images = _Images(rules)
@@ -110,13 +120,23 @@ def import_data(
     try:
         names = [name for name in shares if name in splits.values()]
         tested = [TEST] if any(source.is_test for source in sources) else []
-        imported = _write(partial, sources, images, splits, [*names, *tested])
-        files = [partial / f"{name}.jsonl" for name in imported.records]
-        check_leaks(files)
+        hinted = [HINTED] if images.hinted else []
+        imported = _write(partial, sources, images, splits, [*names, *tested, *hinted])
+        _check_leaks(partial, imported.records)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return imported
+
+
+def _check_leaks(folder: Path, splits: Iterable[str]) -> None:
+    """No two splits share an image; what an agent named is learnt from, and so are its images."""
+    files = {name: folder / f"{name}.jsonl" for name in splits}
+    hinted = files.pop(HINTED, None)
+    check_leaks(list(files.values()))
+    for name, file in files.items():
+        if hinted and name != TRAIN:
+            check_leaks([hinted, file])
 
 
 def _check_anything_is_left(sources: Sequence[Source]) -> None:
@@ -142,6 +162,7 @@ class _Images:
         self._numbers: dict[bytes, int] = {}
         self._digests: dict[Path, bytes | str] = {}
         self._targets: set[str] = set()
+        self.hinted = False
         self.all: list[_Image] = []
 
     def scan(self, source: Source) -> Iterator[int]:
@@ -153,6 +174,8 @@ class _Images:
                     raise row
                 record = record_from_json(row)
                 label = self.label(row)
+                if label is None and source.is_test:
+                    raise ValueError(_UNMATCHED)
                 source.taken[number] = self._note(source, record, label)
             except ValueError as error:
                 source.report.skip(number, str(error))
@@ -161,16 +184,20 @@ class _Images:
                 source.report.forms["test" if source.is_test else form] += 1
             yield number
 
-    def label(self, row: Any) -> str:
-        """The label that the rules give; raises ValueError where they give none."""
+    def label(self, row: Any) -> str | None:
+        """The label that the rules give; None where only an agent has a name for the row.
+
+        Raises:
+            ValueError: They give none, and there is no agent's, or they contradict each other.
+        """
         verdict = judge(row, self._rules)
         if verdict.contradicts:
             raise ValueError("label rules contradict each other: give the row an `adapter`")
-        if verdict.label is None:
-            raise ValueError("no label rule matches: give the row an `adapter`, or a further rule")
+        if verdict.label is None and not row.get("metadata", {}).get(AGENT_EXPERT):
+            raise ValueError(_UNMATCHED)
         return verdict.label
 
-    def _note(self, source: Source, record: Record, label: str) -> int:
+    def _note(self, source: Source, record: Record, label: str | None) -> int:
         path = find_image(record.image, source.folders)
         digest = self._digest(path)
         name = source.report.name
@@ -179,7 +206,10 @@ class _Images:
             self.all.append(_Image(path, self._target(name, record.image, digest)))
         number = self._numbers[digest]
         image = self.all[number]
-        image.labels[label] += 1
+        if label is None:
+            self.hinted = True
+        else:
+            image.labels[label] += 1
         image.sources.add(name)
         image.tested |= source.is_test
         image.trained |= not source.is_test
@@ -231,8 +261,10 @@ class _Images:
         if by_source:
             names = split_by_source({d: image.sources for d, image in free.items()}, shares)
         else:
-            labels = {d: image.labels.most_common(1)[0][0] for d, image in free.items()}
-            names = split_by_image(labels, shares, seed=seed)
+            labelled = {d: image.labels for d, image in free.items() if image.labels}
+            labels = {d: counts.most_common(1)[0][0] for d, counts in labelled.items()}
+            # What nobody labelled can only be learnt from.
+            names = dict.fromkeys(free, TRAIN) | split_by_image(labels, shares, seed=seed)
         return {self._numbers[digest]: name for digest, name in names.items()}
 
 
@@ -268,8 +300,14 @@ def _rows_of(
             image = source.taken[number]
             if image == SKIPPED or not isinstance(row, dict):
                 continue
-            if source.is_test or splits.get(image) == name:
-                label = images.label(row)
+            label, split = images.label(row), TEST if source.is_test else splits.get(image)
+            moved = {**row, "image": images.all[image].target}
+            if label is not None and split == name:
                 held.add(image)
                 adapters[label] += 1
-                yield {**row, "image": images.all[image].target, "adapter": label}
+                yield {**moved, "adapter": label}
+            elif label is None and name == HINTED and split == TRAIN:
+                held.add(image)
+                yield moved
+            elif label is None and name == HINTED:
+                source.report.skip(number, f"only an agent names it, and its image is in {split}")

@@ -270,6 +270,42 @@ def test_further_rules_label_what_the_built_in_ones_do_not(calendar, tmp_path):
     assert made.adapters == {"train": {"login-window": 1}, "held_out": {"login-window": 1}}
 
 
+def test_what_only_an_agent_named_is_kept_for_stage_1_and_never_held_out(calendar, tmp_path):
+    hint = {"agent_expert": "calendar", "agent_confidence": 0.7}
+    paint(calendar / "images" / "other.png", 99)
+    unknown = {"task_type": "?", **hint}
+    rows = [row(90, "images/other.png", metadata=unknown)]
+    # On images that labelled rows have too: some of them are held out.
+    for number in range(6):
+        name = f"images/plain_{number}.png"
+        paint(calendar / name, 200 + number)
+        rows += [row(100 + number, name), row(200 + number, name, metadata=unknown)]
+    write(calendar / "hints.jsonl", rows)
+    out = tmp_path / "out"
+    imported = import_data([calendar / "hints.jsonl"], out, shares=HALVES)
+    assert list(imported.records) == ["train", "held_out", "hinted"]
+    kept = rows_of(out, "hinted")
+    assert imported.records["hinted"] == len(kept) == 4
+    assert all("adapter" not in row and row["metadata"] == unknown for row in kept)
+    assert all((out / row["image"]).is_file() for row in kept)
+    held_out = {row["image"] for row in rows_of(out, "held_out")}
+    assert not held_out & {row["image"] for row in kept}
+    [source] = imported.sources
+    reasons = {reason: skipped.count for reason, skipped in source.skipped.items()}
+    assert reasons == {"only an agent names it, and its image is in held_out": 3}
+
+
+def test_a_test_case_that_only_an_agent_named_is_refused(tmp_path):
+    paint(tmp_path / "a" / "x.png", 1)
+    write(tmp_path / "a" / "rows.jsonl", [row(1, "x.png")])
+    paint(tmp_path / "a" / "y.png", 2)
+    hinted = case(1, "y.png", metadata={"task_type": "?", "agent_expert": "calendar"})
+    (tmp_path / "a" / "test.json").write_text(json.dumps([hinted]))
+    imported = import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
+    assert imported.records == {"train": 1, "test": 0}
+    assert any("no label rule matches" in reason for s in imported.sources for reason in s.skipped)
+
+
 def test_a_split_depends_on_pixels_and_seed_only(calendar, tmp_path):
     def images(out, **how):
         import_data([calendar / "train.jsonl"], tmp_path / out, shares=HALVES, **how)
@@ -306,7 +342,7 @@ def test_nothing_is_written_when_nothing_can_be(tmp_path, prepare, reason):
 def test_an_occupied_folder_and_a_share_called_test_are_refused(calendar, tmp_path):
     with pytest.raises(ValueError, match="choose a new one"):
         import_data([calendar], calendar)
-    with pytest.raises(ValueError, match="split of the test files"):
+    with pytest.raises(ValueError, match="split of its own"):
         import_data([calendar], tmp_path / "out", shares={"test": 1.0})
 
 
