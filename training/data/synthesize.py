@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from training.cores import cores
 from training.data.records import Record, check_new_folder, new_record, write_records
 from training.data.split import SHARES, check_shares, split_names
 from training.screens.account_screen import draw_account_screen
@@ -74,16 +78,18 @@ DRAWS: Mapping[str, Callable[[random.Random], Screen]] = MappingProxyType(
 """What draws one screen of each."""
 
 
+# From so many on other processes draw too, and get so many at a time.
+_MANY_IMAGES, _CHUNK = 400, 10
+
 OWN_LOOKS, ANY_LOOKS, UNSEEN_LOOKS = "own", "any", "unseen"
 
 
 @dataclass(frozen=True)
 class _Looks:
-    """What draws a theme (None: the screen does) and another size, and how often a size is."""
+    """What draws a theme (None: the screen does) and another size."""
 
     theme: Callable[[random.Random], Theme | None]
     size: Callable[[random.Random], tuple[int, int]]
-    resized: float = 0.0
 
 
 _LOOKS: Mapping[str, _Looks] = MappingProxyType(
@@ -156,18 +162,17 @@ def synthesize(
     _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
     if looks not in _LOOKS:
         raise ValueError(f"looks is {looks}: give one of {', '.join(_LOOKS)}")
-    shown = replace(_LOOKS[looks], resized=1.0 if looks == UNSEEN_LOOKS else other_sizes)
+    resized = 1.0 if looks == UNSEEN_LOOKS else other_sizes
     asked = _Asked(tasks_per_image, frozenset(left_out))
     (out / "images").mkdir(parents=True, exist_ok=True)
     names = split_names(images_per_kind, shares)
     records: dict[str, list[Record]] = {name: [] for name in shares}
-    done = 0
-    for expert in experts:
-        for number, name in enumerate(names):
-            records[name] += _draw_image(out, expert, number, asked, shown, seed)
-            done += 1
-            if progress:
-                progress(done, images_per_kind * len(experts))
+    wanted = [(expert, number) for expert in experts for number in range(images_per_kind)]
+    draw = partial(_draw_image, out, asked=asked, looks=looks, resized=resized, seed=seed)
+    for done, rows in enumerate(_side_by_side(draw, wanted)):
+        records[names[wanted[done][1]]] += rows
+        if progress:
+            progress(done + 1, len(wanted))
     splits = {}
     for name, rows in records.items():
         path = out / f"{name}.jsonl"
@@ -204,19 +209,31 @@ class _Asked:
     left_out: frozenset[str]
 
 
+def _side_by_side(
+    draw: Callable[[tuple[str, int]], list[Record]], wanted: Sequence[tuple[str, int]]
+) -> Iterator[list[Record]]:
+    """What is drawn of each, in order; in a process of each core where that is worth its start."""
+    if len(wanted) < _MANY_IMAGES:
+        yield from map(draw, wanted)
+        return
+    with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
+        yield from pool.map(draw, wanted, chunksize=_CHUNK)
+
+
 def _draw_image(
-    out: Path, expert: str, number: int, asked: _Asked, looks: _Looks, seed: int
+    out: Path, which: tuple[str, int], *, asked: _Asked, looks: str, resized: float, seed: int
 ) -> list[Record]:
+    (expert, number), shown = which, _LOOKS[looks]
     source = f"{seed}/{expert}/{number}"
     rng = random.Random(source)  # noqa: S311 - drawings, not secrets
     # Of its own, so that a screen is the same one at each size and in each theme.
     look = random.Random(f"{source}/look")  # noqa: S311 - as above
     kind = _KINDS[expert]
-    screen = kind.draw(rng, theme=looks.theme(look))
+    screen = kind.draw(rng, theme=shown.theme(look))
     quality = rng.randint(75, 92) if kind.jpeg else None
     image, tasks = screen.image, tasks_for(screen, rng)
-    if look.random() < looks.resized:
-        image, tasks = reframe(image, tasks, looks.size(look), look) or (image, tasks)
+    if look.random() < resized:
+        image, tasks = reframe(image, tasks, shown.size(look), look) or (image, tasks)
     stem = f"{kind.stem}_{number:05}"
     name = f"images/{stem}.{'png' if quality is None else 'jpg'}"
     if quality is None:
