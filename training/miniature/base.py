@@ -21,7 +21,7 @@ from training.miniature.clock import Clock
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.questions import base_questions, corpus
-from training.miniature.speed import patches_as_products
+from training.miniature.speed import fastest_device, patches_as_products
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.miniature.tower import teach_tower
 from training.screens.calendar import draw_calendar
@@ -114,7 +114,9 @@ def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
         write_untrained(untrained, _corpus(seed), seed=seed)
     if (out / "model.safetensors").exists():
         return out
-    model = Qwen3VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        untrained, dtype=torch.float32, device_map=fastest_device()
+    )
     patches_as_products(model)
     pupil = _Pupil(model, Guide(model.model.language_model, layer=GUIDED_LAYER), work, seed, clock)
     # The tower sees by then; at first what it would cost goes to the decoder.

@@ -6,7 +6,6 @@ Knows batches, optimiser and checkpoints on disk; does not know what a screen sh
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from training.cores import cores
 from training.miniature.guide import Guide
-from training.miniature.speed import mixed_precision
+from training.miniature.speed import mixed_precision, moved
 from training.packing import IGNORED, PackedBatch, PackedRow, answer_loss, collate
 
 
@@ -62,7 +62,7 @@ class Fit:
             trainable, lr=self.config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
         if self._state_file.exists():
-            state = torch.load(self._state_file, weights_only=True)
+            state = torch.load(self._state_file, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["trained"], strict=False)
             self._optimiser.load_state_dict(state["optimiser"])
             self.step = state["step"]
@@ -111,18 +111,10 @@ class Fit:
             group["lr"] = learning_rate(self.config, self.step)
         losses, exacts = [], []
         for _ in range(sources):
-            batch = collate(next(turns), pad_id=self.pad_id)
+            batch = moved(collate(next(turns), pad_id=self.pad_id), self.backbone.device)
             with mixed_precision():
-                vision = self.backbone.get_image_features(
-                    batch.pixel_values, batch.image_grid_thw, return_dict=True
-                )
-                hidden = self.backbone(
-                    input_ids=batch.input_ids,
-                    position_ids=batch.position_ids,
-                    attention_mask=batch.attention_mask,
-                    mm_encoder_outputs={"image": vision},
-                    use_cache=False,
-                ).last_hidden_state
+                seen = self.backbone(**batch.model_inputs(), use_cache=False)
+                hidden = seen.last_hidden_state
             hidden = hidden.float()
             loss = answer_loss(hidden, self.head, batch.labels)
             exacts.append(exact_share(hidden, self.head, batch))
@@ -150,7 +142,7 @@ def steps_with_progress(
 
     Every fiftieth note is also printed, so that a log without a terminal tells how it goes.
     """
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1 if torch.accelerator.is_available() else cores())
     with _progress() as progress:
         bar = progress.add_task(title, total=last, completed=first, note="")
         for step in range(first, last):
@@ -171,7 +163,7 @@ def exact_share(hidden: torch.Tensor, head: nn.Module, batch: PackedBatch) -> fl
     # An answer's labels are consecutive; a gap starts the next one.
     places = learnt.flatten().nonzero().flatten()
     answer = torch.cat([places.new_zeros(1), (places.diff() > 1).long().cumsum(0)])
-    wrong = torch.zeros(int(answer[-1]) + 1).index_add_(0, answer, (~right).float())
+    wrong = hidden.new_zeros(int(answer[-1]) + 1).index_add_(0, answer, (~right).float())
     return float((wrong == 0).float().mean())
 
 

@@ -33,7 +33,7 @@ class Guide(nn.Module):
 
     def __init__(self, decoder: Qwen3VLTextModel, layer: int) -> None:
         super().__init__()
-        self.place = nn.Linear(decoder.config.hidden_size, 2 * PLACES)
+        self.place = nn.Linear(decoder.config.hidden_size, 2 * PLACES).to(decoder.device)
         attention: Any = decoder.layers[layer].self_attn
         self._scale = attention.scaling
         self._heads = attention.num_key_value_groups

@@ -1,15 +1,22 @@
-"""What makes a small model learn quickly on a CPU; knows no lesson.
+"""What makes a small model learn quickly on the machine at hand; knows no lesson.
 
-Neither changes what is computed beyond rounding.
+Nothing here changes what is computed beyond rounding.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Batch = TypeVar("Batch", bound="DataclassInstance")
 
 
 def patches_as_products(model: nn.Module) -> None:
@@ -35,3 +42,16 @@ def _product(convolution: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
 def mixed_precision() -> torch.autocast:
     """Autocast to bfloat16 where the CPU multiplies it in tiles; elsewhere it would cost time."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported())
+
+
+def fastest_device() -> torch.device:
+    """The accelerator that torch finds, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A dataclass of tensors and nothing else, on another device."""
+    parts = {part.name: getattr(batch, part.name) for part in dataclasses.fields(batch)}
+    return dataclasses.replace(
+        batch, **{name: part.to(device, non_blocking=True) for name, part in parts.items()}
+    )

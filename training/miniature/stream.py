@@ -5,18 +5,24 @@ Knows how to draw, preprocess and pack; does not know what learns from it.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
+from training.cores import cores
 from training.packing import PackedRow, QuestionAnswer, pack_row
 
+# Between the seeds of two processes that draw the same stream.
+WORKER_OFFSET = 10_000_019
+
+Turn = TypeVar("Turn")
 Draw = Callable[[random.Random], Any]
 Ask = Callable[[Any, random.Random, int], list[QuestionAnswer]]
 
@@ -48,7 +54,8 @@ class ScreenStream(IterableDataset[list[PackedRow]]):
         reader: Preprocessing of the checkpoint.
         builder: Prompt layout of the checkpoint.
         sources: Kinds of screens.
-        seed: Of everything drawn; a resumed run passes another.
+        seed: Of everything drawn; a resumed run passes another. With several workers their number
+            tells as well, of which each has a seed of its own.
     """
 
     def __init__(
@@ -66,11 +73,13 @@ class ScreenStream(IterableDataset[list[PackedRow]]):
 
     def __iter__(self) -> Iterator[list[PackedRow]]:
         """Starts over from the seed."""
-        rng = random.Random(self._seed)  # noqa: S311 - drawings, not secrets
+        worker, workers = this_worker()
+        rng = random.Random(self._seed + WORKER_OFFSET * worker)  # noqa: S311 - no secrets
         pools: list[list[_Drawn]] = [[] for _ in self._sources]
-        while True:
-            for source, pool in zip(self._sources, pools, strict=True):
-                yield [self._row(source, pool, rng) for _ in range(source.rows)]
+        for turn in itertools.count(worker, workers):
+            at = turn % len(self._sources)
+            source, pool = self._sources[at], pools[at]
+            yield [self._row(source, pool, rng) for _ in range(source.rows)]
 
     def _row(self, source: Source, pool: list[_Drawn], rng: random.Random) -> PackedRow:
         drawn = self._drawn(source, pool, rng)
@@ -90,6 +99,13 @@ class ScreenStream(IterableDataset[list[PackedRow]]):
         return drawn
 
 
-def in_background(stream: ScreenStream) -> Iterator[list[PackedRow]]:
-    """The stream, drawn by one worker process a few turns ahead."""
-    return iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
+def this_worker() -> tuple[int, int]:
+    """This process's number among those that draw one stream, and how many they are."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+def in_background(stream: IterableDataset[Turn]) -> Iterator[Turn]:
+    """The stream, drawn a few turns ahead by a worker process on each core but one."""
+    workers = max(1, cores() - 1)
+    return iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4))

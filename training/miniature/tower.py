@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from executor_service.model.screen import PixelInput, ScreenReader
 from training.miniature.fit import FitConfig, learning_rate, steps_with_progress
 from training.miniature.marks import NAMES, marks
-from training.miniature.speed import mixed_precision
-from training.miniature.stream import Draw
+from training.miniature.speed import mixed_precision, moved
+from training.miniature.stream import WORKER_OFFSET, Draw, in_background, this_worker
 
 # Marks are rare: most tokens hold none, and each name is absent from most.
 POSITIVE_WEIGHT = 8.0
@@ -50,7 +50,7 @@ class Lesson:
 
 
 class LessonStream(IterableDataset[Lesson]):
-    """Endless freshly drawn lessons, a function of the seed.
+    """Endless freshly drawn lessons, a function of the seed and of how many workers draw.
 
     Args:
         reader: Preprocessing of the checkpoint.
@@ -63,7 +63,8 @@ class LessonStream(IterableDataset[Lesson]):
 
     def __iter__(self) -> Iterator[Lesson]:
         """Starts over from the seed."""
-        rng = random.Random(self._seed)  # noqa: S311 - drawings, not secrets
+        worker, _ = this_worker()
+        rng = random.Random(self._seed + WORKER_OFFSET * worker)  # noqa: S311 - no secrets
         while True:
             yield self._lesson([draw(rng) for draw in self._draws])
 
@@ -117,7 +118,7 @@ class MarkHead(nn.Module):
         logits = self.names(tokens)
         present = torch.zeros_like(logits)
         present[lesson.token, lesson.name] = 1.0
-        weight = torch.full((), POSITIVE_WEIGHT)
+        weight = torch.full((), POSITIVE_WEIGHT, device=logits.device)
         named = F.binary_cross_entropy_with_logits(
             logits, present, pos_weight=weight, reduction="sum"
         )
@@ -152,20 +153,20 @@ def teach_tower(
     """
     tower = backbone.visual
     if state.exists():
-        tower.load_state_dict(torch.load(state, weights_only=True))
+        tower.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
         return
     torch.manual_seed(seed)
     vision: Any = backbone.config.vision_config
-    head = MarkHead(vision.out_hidden_size)
+    head = MarkHead(vision.out_hidden_size).to(backbone.device)
     parameters = [*tower.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
     stream = LessonStream(ScreenReader(checkpoint), draws, seed=seed)
-    lessons = iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
+    lessons = in_background(stream)
     tower.train()
     for step, report in steps_with_progress(state.stem, 0, config.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, step)
-        lesson = next(lessons)
+        lesson = moved(next(lessons), backbone.device)
         with mixed_precision():
             seen = backbone.get_image_features(
                 lesson.pixel_values, lesson.grid_thw, return_dict=True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from training.miniature.speed import patches_as_products
+from training.miniature.speed import moved, patches_as_products
 
 PATCH = (2, 4, 4)
 
@@ -40,3 +42,16 @@ def _forward_and_gradients(tower: nn.Module, patches: torch.Tensor) -> list[torc
     trainable = [p for p in tower.parameters() if p.requires_grad]
     output = tower(patches)
     return [output, *torch.autograd.grad(output.square().sum(), trainable)]
+
+
+def test_a_batch_is_moved_whole() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Batch:
+        ids: torch.Tensor
+        looks: torch.Tensor
+
+    batch = Batch(torch.arange(3), torch.ones(2))
+    there = moved(batch, torch.device("meta"))
+    assert type(there) is Batch
+    assert [part.shape for part in (there.ids, there.looks)] == [(3,), (2,)]
+    assert all(part.device.type == "meta" for part in (there.ids, there.looks))
