@@ -98,10 +98,12 @@ class Learner:
         """The folder of a run of stage 2 with one thing changed, and why it was stopped."""
         if name == PLAIN:
             return self.out / f"stage2-{seed}", None
-        out = self.out / "ablations" / name.replace(",", "").replace(" ", "-")
+        out = self.out / "ablations" / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
         begun = None if name.startswith(FROM_NOTHING) else start
         config = self._config(out, seed, begun, ABLATIONS[name])
-        found = kept.step(f"ablation {name}", lambda: _trained(train_stage2, config, progress))
+        found = kept.step(
+            f"ablation {name} seed {seed}", lambda: _trained(train_stage2, config, progress)
+        )
         return out, found.get("collapsed")
 
     def _config(

@@ -131,7 +131,7 @@ def experts_table(study: Mapping[str, Any]) -> Table:
 
 
 def ablations_table(study: Mapping[str, Any]) -> Table:
-    """A row a run of stage 2: how it ended, and what its head is worth."""
+    """A row a kind of run of stage 2: how it ended, and what its head is worth, over the seeds."""
     columns = (
         "run", "gates", "granularity", "entropy", "KL", "balance", "answer loss", "own gate",
         "least marginal", "gate", "top1", "top2", "soft",
@@ -139,13 +139,14 @@ def ablations_table(study: Mapping[str, Any]) -> Table:
     rows = []
     for row in study["ablations"]:
         run, rates = row["run"], row["rates"]
+        name = "; ".join((row["name"], *row["collapsed"]))
         if run is None:
-            rows.append((row["name"], row["collapsed"], *[""] * (len(columns) - 2)))
+            rows.append((name, *[""] * (len(columns) - 1)))
             continue
         ended = [_number(run[key]) for key in ("loss", "own_gate", "least_marginal")]
         weights = [f"{run[f'{key}_weight']:g}" for key in ("entropy", "kl", "balance")]
-        shown = [_number(rates.get(name)) for name in ("gate", "top1", "top2", "soft")]
-        rows.append((row["name"], run["gates"], run["granularity"], *weights, *ended, *shown))
+        shown = [_mean(rates.get(rate)) for rate in ("gate", "top1", "top2", "soft")]
+        rows.append((name, run["gates"], run["granularity"], *weights, *ended, *shown))
     return columns, rows
 
 
@@ -183,6 +184,10 @@ def _spread(value: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _mean(rate: Mapping[str, Any] | None) -> str:
+    return _rate(rate and {"value": rate["mean"], "wilson_95": rate["wilson_95"]})
 
 
 def _rate(rate: Mapping[str, Any] | None) -> str:

@@ -13,10 +13,10 @@ from statistics import fmean
 from typing import Any
 
 from training.evaluation.answers import AnswerBook
-from training.evaluation.runs import read_run
+from training.evaluation.runs import TrainingRun, read_run
 from training.outcome import BUNDLE_FOLDER
 from training.services import executor_started
-from training.study.bars import RATES, bars, mean_rates
+from training.study.bars import bars, mean_rates
 from training.study.choices import LEARNT, Spec, best, choices, compare, extract, layers_of
 from training.study.kept import Kept
 from training.study.learn import ABLATIONS, Learner
@@ -117,7 +117,7 @@ class Study:
         if "choices" in parts:
             found |= self._choices()
         if "stage3" in parts:
-            found["stages"].append(self._stage3(second[0]))
+            found["stages"].append(self._stage3(second))
         return found | {"seconds": self._kept.seconds()}
 
     def _extract(self, spec: Spec) -> dict[str, float]:
@@ -168,40 +168,59 @@ class Study:
         return {"choices": rows, "best": best(rows)}
 
     def _ablations(self, bench: Bench) -> list[dict[str, Any]]:
-        """Runs of the first seed."""
-        seed, rows = self._plan.seeds[0], []
-        start = self._learner.stage1(seed, self._kept)
+        """Every run with every seed; one whose gates collapsed has no head to measure."""
+        rows = []
         for name in ABLATIONS:
-            with self._shown(f"stage 2, {name}") as progress:
-                out, collapsed = self._learner.ablation(name, seed, start, self._kept, progress)
-            run, rates = None if collapsed else read_run(out), {}
-            if (out / BUNDLE_FOLDER).is_dir():
-                cases = _ABLATION_CASES * len(self.names)
-                stated = self._evaluate(
-                    bench, f"ablation {name}", out / BUNDLE_FOLDER, self._sets.held_out, cases
+            folders, collapsed = {}, []
+            for seed in self._plan.seeds:
+                start = self._learner.stage1(seed, self._kept)
+                with self._shown(f"stage 2, {name}, seed {seed}") as progress:
+                    out, why = self._learner.ablation(name, seed, start, self._kept, progress)
+                if why is None:
+                    folders[seed] = out
+                else:
+                    collapsed.append(f"seed {seed}: {why}")
+            stated = [
+                self._evaluate(
+                    bench, f"ablation {name} seed {seed}", out / BUNDLE_FOLDER,
+                    self._sets.held_out, _ABLATION_CASES * len(self.names),
                 )
-                rates = {rate: stated[f"{rate}_accuracy"] for rate in RATES}
-            # The curve is in the run's own folder.
-            shown = asdict(replace(run, entropies=())) if run else None
-            rows.append({"name": name, "collapsed": collapsed, "run": shown, "rates": rates})
+                for seed, out in folders.items()
+            ]  # fmt: skip
+            rows.append(
+                {"name": name, "collapsed": collapsed,
+                 "run": _mean_run([read_run(out) for out in folders.values()]),
+                 "rates": mean_rates(stated) if stated else {}}
+            )  # fmt: skip
         return rows
 
-    def _stage3(self, start: Path) -> dict[str, Any]:
-        """Of the first seed; its experts are others, so they get an executor of their own."""
-        plan, seed = self._plan, self._plan.seeds[0]
-        with self._shown(f"stage 3, seed {seed}") as progress:
-            bundle, experts = self._learner.stage3(seed, start, self._kept, progress)
-        with executor_started("--model", str(plan.model), "--experts-root", str(experts)) as served:
-            bench = Bench(served, self._book, self._kept)
-            name = f"stage 3 seed {seed} held-out"
-            stated = self._evaluate(bench, name, bundle, self._sets.held_out)
-        return _stage("stage 3", "held-out", [stated])
+    def _stage3(self, starts: Sequence[Path]) -> dict[str, Any]:
+        """Its experts are others, so those of each seed get an executor of their own."""
+        plan, stated = self._plan, []
+        for seed, start in zip(plan.seeds, starts, strict=True):
+            with self._shown(f"stage 3, seed {seed}") as progress:
+                bundle, experts = self._learner.stage3(seed, start, self._kept, progress)
+            flags = ("--model", str(plan.model), "--experts-root", str(experts))
+            with executor_started(*flags) as served:
+                bench = Bench(served, self._book, self._kept)
+                name = f"stage 3 seed {seed} held-out"
+                stated.append(self._evaluate(bench, name, bundle, self._sets.held_out))
+        return _stage("stage 3", "held-out", stated)
 
     def _evaluate(
         self, bench: Bench, name: str, bundle: Path, records: Path, cases: int | None = None
     ) -> dict[str, Any]:
         with self._shown(f"cases, {name}") as progress:
             return bench.evaluate(name, bundle, records, cases, progress)
+
+
+def _mean_run(runs: Sequence[TrainingRun]) -> dict[str, Any] | None:
+    """What was chosen, and how the runs ended on average; their curves are in their folders."""
+    if not runs:
+        return None
+    ended = ("loss", "own_gate", "least_marginal")
+    means = {key: fmean(getattr(run, key) for run in runs) for key in ended}
+    return asdict(replace(runs[0], entropies=(), **means))
 
 
 def _stage(stage: str, name: str, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:

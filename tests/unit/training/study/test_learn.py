@@ -67,7 +67,7 @@ def test_an_ablation_changes_one_thing(learner, kept):
         runs[name] = read_run(out)
     assert runs["without balance"].balance_weight == 0
     assert runs["per layer"].granularity == "per layer"
-    assert isinstance(load_head(learner.out / "ablations" / "per-layer").head, LayeredHead)
+    assert isinstance(load_head(learner.out / "ablations" / "per-layer-0").head, LayeredHead)
     assert runs["from nothing"].balance_weight == 0.1
     assert learner.ablation(PLAIN, 0, start, kept, silent) == (learner.out / "stage2-0", None)
     assert len(ABLATIONS) == len({str(changes) for changes in ABLATIONS.values()}) + 2

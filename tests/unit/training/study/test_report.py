@@ -51,9 +51,9 @@ def study(rows):
         ],
         "per_expert": {"desktop": part},
         "ablations": [
-            {"name": "per layer", "collapsed": None, "run": run, "rates": {"gate": 1.0}},
-            {"name": "from nothing", "collapsed": "the gates have collapsed", "run": None,
-             "rates": {}},
+            {"name": "per layer", "collapsed": [], "run": run, "rates": mean_rates([stated()])},
+            {"name": "from nothing", "collapsed": ["seed 0: the gates have collapsed"],
+             "run": None, "rates": {}},
         ],
         "masking": [
             {"expert": "desktop", "everyone": rate, "own": None, "others": rate, "cost": 0.25}
@@ -88,7 +88,8 @@ def test_a_run_that_collapsed_says_so(study):
     columns, (layered, collapsed) = ablations_table(study)
     assert len(layered) == len(collapsed) == len(columns)
     assert layered[:3] == ("per layer", "soft", "per layer")
-    assert collapsed[:2] == ("from nothing", "the gates have collapsed")
+    assert layered[-4:-2] == ("1.000 [0.96, 1.00]", "0.950 [0.89, 0.98]")
+    assert collapsed[:2] == ("from nothing; seed 0: the gates have collapsed", "")
 
 
 def test_the_picture_stands_alone(rows):

@@ -24,6 +24,9 @@ RUN = TrainingRun(
 )  # fmt: skip
 
 
+LOST = ("per layer", 1)
+
+
 @pytest.fixture
 def plan(tmp_path):
     (tmp_path / "base").mkdir()
@@ -53,10 +56,10 @@ def asked(monkeypatch, tmp_path):
     def trained(self, *given):
         return self.out / f"{given[0]}"
 
-    def ablated(self, name, *given):
-        out = self.out / name
+    def ablated(self, name, seed, *given):
+        out = self.out / f"{name}-{seed}"
         (out / "router").mkdir(parents=True, exist_ok=True)
-        return out, "collapsed" if name == "from nothing" else None
+        return out, "collapsed" if name == "from nothing" or (name, seed) == LOST else None
 
     @contextlib.contextmanager
     def started(*flags):
@@ -75,7 +78,9 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(room.Learner, "stage1", trained)
     monkeypatch.setattr(room.Learner, "stage2", trained)
     monkeypatch.setattr(
-        room.Learner, "stage3", lambda self, *_: (self.out / "third", self.out / "experts")
+        room.Learner,
+        "stage3",
+        lambda self, seed, *_: (self.out / f"third-{seed}", self.out / "experts"),
     )
     monkeypatch.setattr(room.Learner, "ablation", ablated)
     monkeypatch.setattr(room, "read_run", lambda out: RUN)
@@ -97,17 +102,26 @@ def test_all_the_parts(plan, asked):
         for cases in ("held-out", "unseen")
         for seed in (0, 1)
     ]
-    assert evaluated[8] == "ablation plain (work/heads/plain/router, held_out, 12)"
-    assert evaluated[-1] == "stage 3 seed 0 held-out (work/heads/third, held_out, None)"
-    assert asked.count("executor 4") == 2
+    assert evaluated[8:10] == [
+        f"ablation plain seed {seed} (work/heads/plain-{seed}/router, held_out, 12)"
+        for seed in (0, 1)
+    ]
+    assert evaluated[-2:] == [
+        f"stage 3 seed {seed} held-out (work/heads/third-{seed}, held_out, None)" for seed in (0, 1)
+    ]
+    # One for all bundles, and one for the experts of each run of stage 3.
+    assert asked.count("executor 4") == 3
     assert [row["name"] for row in found["stages"]] == ["stage 1"] * 2 + ["stage 2"] * 2 + [
         "stage 3"
     ]
     assert all(bar["met"] for bar in found["bars"])
     ablations = {row["name"]: row for row in found["ablations"]}
     assert ablations["from nothing"]["run"] is None
+    assert ablations["from nothing"]["collapsed"] == ["seed 0: collapsed", "seed 1: collapsed"]
+    assert ablations["per layer"]["collapsed"] == ["seed 1: collapsed"]
+    assert ablations["per layer"]["rates"]["gate"]["values"] == [1.0]
     assert ablations["plain"]["run"]["entropies"] == ()
-    assert ablations["plain"]["rates"]["gate"] == 1.0
+    assert ablations["plain"]["rates"]["gate"]["values"] == [1.0, 1.0]
     assert found["best"]["text layer"] == "2"
     assert all(row["extraction"] == {"seconds_a_record": 0.5} for row in found["choices"])
     assert "## Bars" in markdown(json.loads(json.dumps(found)) | {"command": "x"})
