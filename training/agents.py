@@ -5,7 +5,6 @@ Knows posteriors, hints and labels; knows neither features nor a bundle's files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy.typing as npt
 from router_service.manifest import AgentModel
 from router_service.weights import pool
 from training.calibration import golden_section
-from training.data.records import AGENT_CONFIDENCE, AGENT_EXPERT
 
 _HIGHEST_WEIGHT = 4.0
 # Of a simulated agent's confidences: small, so that some of its hints are sure and some are not.
@@ -52,34 +50,6 @@ class Hints:
     def without_confidence(self) -> Hints:
         """The same experts, and not how sure the agent was."""
         return Hints(self.expert, np.full(len(self.expert), np.nan))
-
-
-def read_hint(metadata: Mapping[str, Any], experts: Sequence[str]) -> tuple[int, float]:
-    """The hint that a record's metadata holds: `agent_expert` and, if it said, `agent_confidence`.
-
-    Args:
-        metadata: The record's.
-        experts: Names of the labels.
-
-    Returns:
-        Index of the expert, -1 without a hint; and the confidence, NaN without one.
-
-    Raises:
-        ValueError: The hint names another expert or has no possible confidence.
-    """
-    expert, confidence = metadata.get(AGENT_EXPERT), metadata.get(AGENT_CONFIDENCE)
-    if expert is None and confidence is None:
-        return -1, np.nan
-    if expert not in experts:
-        raise ValueError(
-            f"a record's {AGENT_EXPERT} is none of {', '.join(experts)}; leave out what an agent "
-            "says of other experts"
-        )
-    if confidence is None:
-        return experts.index(expert), np.nan
-    if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
-        raise ValueError(f"a record's {AGENT_CONFIDENCE} is no number in [0, 1]")
-    return experts.index(expert), float(confidence)
 
 
 def simulate(labels: Labels, experts: int, reliability: float, seed: int) -> Hints:

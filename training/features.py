@@ -12,7 +12,7 @@ Knows records, the executor's contract and the cache's files; knows no head. A c
     hinted [n] int64 (index of the expert that an agent named, -1 where none did)
     confidence [n] float32 (the agent's own, NaN where it gave none)
 
-An agent's hint is what `agents.read_hint` finds in a record's metadata.
+An agent's hint is what `read_hint` finds in a record's metadata.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
-from training.agents import read_hint
-from training.data.records import AGENT_EXPERT, Record, read_records
+from training.data.hints import AGENT_EXPERT, read_hint
+from training.data.records import Record, read_records
 from training.data.sample import ORIGIN
 from training.feature_index import INDEX_FILE, FeatureIndex, from_json, to_json
 

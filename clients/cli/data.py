@@ -73,7 +73,10 @@ def import_(
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Make one labelled data set, split by image, of foreign records; count what is left out."""
+    """Make one labelled data set, split by image, of foreign records; count what is left out.
+
+    What only an agent named goes to hinted.jsonl: add it to train.jsonl for stage 1.
+    """
     from training.data.importer import import_data
     from training.data.labels import read_rules
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from training.data.hints import AGENT_EXPERT, read_hint
 from training.data.images import content_digest, find_image
 from training.data.labels import Rule, judge
 from training.data.records import (
-    AGENT_EXPERT,
     Record,
     check_new_folder,
     record_from_json,
@@ -62,6 +62,7 @@ class _Image:
     target: str
     labels: Counter[str] = field(default_factory=Counter)
     sources: set[str] = field(default_factory=set)
+    hinted: bool = False
     tested: bool = False
     trained: bool = False
 
@@ -114,29 +115,22 @@ def import_data(
                 progress(done, total)
     images.keep_apart(sources, drop_tested=drop_tested)
     _check_anything_is_left(sources)
+    images.check_labels()
     splits = images.split(shares, by_source=by_source, seed=seed)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         names = [name for name in shares if name in splits.values()]
         tested = [TEST] if any(source.is_test for source in sources) else []
-        hinted = [HINTED] if images.hinted else []
+        hinted = [HINTED] if images.any_hinted else []
         imported = _write(partial, sources, images, splits, [*names, *tested, *hinted])
-        _check_leaks(partial, imported.records)
+        files = {name: partial / f"{name}.jsonl" for name in imported.records}
+        learnt = [file for name, file in files.items() if name in (TRAIN, HINTED)]
+        check_leaks(list(files.values()), together=learnt)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return imported
-
-
-def _check_leaks(folder: Path, splits: Iterable[str]) -> None:
-    """No two splits share an image; what an agent named is learnt from, and so are its images."""
-    files = {name: folder / f"{name}.jsonl" for name in splits}
-    hinted = files.pop(HINTED, None)
-    check_leaks(list(files.values()))
-    for name, file in files.items():
-        if hinted and name != TRAIN:
-            check_leaks([hinted, file])
 
 
 def _check_anything_is_left(sources: Sequence[Source]) -> None:
@@ -162,7 +156,7 @@ class _Images:
         self._numbers: dict[bytes, int] = {}
         self._digests: dict[Path, bytes | str] = {}
         self._targets: set[str] = set()
-        self.hinted = False
+        self._labels: set[str] = set()
         self.all: list[_Image] = []
 
     def scan(self, source: Source) -> Iterator[int]:
@@ -193,9 +187,29 @@ class _Images:
         verdict = judge(row, self._rules)
         if verdict.contradicts:
             raise ValueError("label rules contradict each other: give the row an `adapter`")
-        if verdict.label is None and not row.get("metadata", {}).get(AGENT_EXPERT):
+        if verdict.label is None and row.get("metadata", {}).get(AGENT_EXPERT) is None:
             raise ValueError(_UNMATCHED)
         return verdict.label
+
+    def check_hint(self, row: Mapping[str, Any]) -> None:
+        """Refuses what an agent says of an expert that no row is labelled with.
+
+        Raises:
+            ValueError: It does, or it is no hint.
+        """
+        read_hint(row["metadata"], sorted(self._labels))
+
+    @property
+    def any_hinted(self) -> bool:
+        """Whether there is an image that could be learnt from by an agent's word."""
+        return any(image.hinted and not image.tested for image in self.all)
+
+    def check_labels(self) -> None:
+        """Raises ValueError where no row has a label."""
+        if not self._labels:
+            raise ValueError(
+                "no row has a label, and an agent's hints alone cannot be checked: label some"
+            )
 
     def _note(self, source: Source, record: Record, label: str | None) -> int:
         path = find_image(record.image, source.folders)
@@ -207,9 +221,10 @@ class _Images:
         number = self._numbers[digest]
         image = self.all[number]
         if label is None:
-            self.hinted = True
+            image.hinted = True
         else:
             image.labels[label] += 1
+            self._labels.add(label)
         image.sources.add(name)
         image.tested |= source.is_test
         image.trained |= not source.is_test
@@ -258,13 +273,19 @@ class _Images:
         }
         if not free:
             return {}
+        labelled = {d: image for d, image in free.items() if image.labels}
         if by_source:
-            names = split_by_source({d: image.sources for d, image in free.items()}, shares)
+            sources = {digest: image.sources for digest, image in labelled.items()}
+            names = split_by_source(sources, shares)
         else:
-            labelled = {d: image.labels for d, image in free.items() if image.labels}
-            labels = {d: counts.most_common(1)[0][0] for d, counts in labelled.items()}
-            # What nobody labelled can only be learnt from.
-            names = dict.fromkeys(free, TRAIN) | split_by_image(labels, shares, seed=seed)
+            labels = {d: image.labels.most_common(1)[0][0] for d, image in labelled.items()}
+            names = split_by_image(labels, shares, seed=seed)
+        split_of = {source: names[d] for d, image in labelled.items() for source in image.sources}
+        # What nobody labelled can only be learnt from, unless its source is held out.
+        for digest in free.keys() - labelled.keys():
+            known = free[digest].sources & split_of.keys() if by_source else ()
+            held_out = sorted({split_of[source] for source in known} - {TRAIN})
+            names[digest] = held_out[0] if held_out else TRAIN
         return {self._numbers[digest]: name for digest, name in names.items()}
 
 
@@ -292,7 +313,7 @@ def _rows_of(
     name: str, sources: Sequence[Source], images: _Images, splits: Mapping[int, str],
     held: set[int], adapters: Counter[str],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The rows of one split, with the label and the image's new place; else unchanged."""
+    """The rows of one split, with their label and the image's new place; else unchanged."""
     for source in sources:
         if source.is_test != (name == TEST):
             continue
@@ -300,14 +321,22 @@ def _rows_of(
             image = source.taken[number]
             if image == SKIPPED or not isinstance(row, dict):
                 continue
-            label, split = images.label(row), TEST if source.is_test else splits.get(image)
+            split = TEST if source.is_test else splits.get(image)
+            if split != name and name != HINTED:
+                continue
+            label = images.label(row)
             moved = {**row, "image": images.all[image].target}
             if label is not None and split == name:
                 held.add(image)
                 adapters[label] += 1
                 yield {**moved, "adapter": label}
-            elif label is None and name == HINTED and split == TRAIN:
-                held.add(image)
-                yield moved
             elif label is None and name == HINTED:
-                source.report.skip(number, f"only an agent names it, and its image is in {split}")
+                try:
+                    if split != TRAIN:
+                        raise ValueError(f"only an agent names it, and its image is in {split}")
+                    images.check_hint(row)
+                except ValueError as error:
+                    source.report.skip(number, str(error))
+                else:
+                    held.add(image)
+                    yield moved

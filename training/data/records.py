@@ -12,8 +12,6 @@ from typing import Any
 from training.data.calls import ToolCall, format_calls, read_calls
 
 IMAGE_MARK = "<image>\n"
-AGENT_EXPERT, AGENT_CONFIDENCE = "agent_expert", "agent_confidence"
-"""Where a record's metadata holds what an agent took its expert to be, and how sure it was."""
 _FORMS = (("system", "human", "gpt"), ("human", "gpt"))
 
 

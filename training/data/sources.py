@@ -30,7 +30,8 @@ class SourceReport:
     Args:
         path: The file.
         name: Its folder of images in the data set.
-        forms: `old`, `new` or `test` to the rows that are whole records with a label and a screen.
+        forms: `old`, `new` or `test` to the rows that are whole records with a label, or an agent's
+            hint, and a screen.
         skipped: Reason to rows that were left out.
     """
 

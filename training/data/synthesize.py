@@ -78,8 +78,8 @@ DRAWS: Mapping[str, Callable[[random.Random], Screen]] = MappingProxyType(
 """What draws one screen of each."""
 
 
-# From so many on other processes draw too, and get so many at a time.
-_MANY_IMAGES, _CHUNK = 400, 10
+# From so many on other processes draw too, each as many as are worth its start, a few at a time.
+_MANY_IMAGES, _CHUNK, _MOST_PROCESSES = 400, 10, 61
 
 OWN_LOOKS, ANY_LOOKS, UNSEEN_LOOKS = "own", "any", "unseen"
 
@@ -134,8 +134,10 @@ def synthesize(
 ) -> Synthesis:
     """Draws the experts' screens and writes their images and `<split>.jsonl`.
 
-    The same arguments write the same records and pixels. An image's content depends on the seed,
-    its kind and its number only, so a larger set begins with the smaller one's screens.
+    From 400 images on other processes help, so a script that calls this needs the usual guard,
+    `if __name__ == "__main__":`. The same arguments write the same records and pixels. An image's
+    content depends on the seed, its kind and its number only, so a larger set begins with the
+    smaller one's screens.
 
     Args:
         out: Folder, new or empty.
@@ -212,11 +214,13 @@ class _Asked:
 def _side_by_side(
     draw: Callable[[tuple[str, int]], list[Record]], wanted: Sequence[tuple[str, int]]
 ) -> Iterator[list[Record]]:
-    """What is drawn of each, in order; in a process of each core where that is worth its start."""
+    """What is drawn of each, in order; by several processes where there is much to draw."""
     if len(wanted) < _MANY_IMAGES:
         yield from map(draw, wanted)
         return
-    with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
+    # 61 is what Windows has room for.
+    processes = min(cores(), _MOST_PROCESSES, -(-len(wanted) * 2 // _MANY_IMAGES))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         yield from pool.map(draw, wanted, chunksize=_CHUNK)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -65,25 +67,27 @@ def publish(work: Path, out: Path) -> None:
     for part in ("base", "experts", "router"):
         shutil.rmtree(out / part, ignore_errors=True)
         shutil.copytree(work / part, out / part)
-    if not (out / "samples").exists():
-        synthesize(
-            out / "samples",
-            images_per_kind=6,
-            tasks_per_image=5,
-            seed=SAMPLES_SEED,
-            shares={"train": 0.4, "held_out": 0.6},
-            experts=tuple(RECIPES),
-            left_out=LEFT_OUT,
-        )
+    shutil.rmtree(out / "samples", ignore_errors=True)
+    synthesize(
+        out / "samples",
+        images_per_kind=6,
+        tasks_per_image=5,
+        seed=SAMPLES_SEED,
+        shares={"train": 0.4, "held_out": 0.6},
+        experts=tuple(RECIPES),
+        left_out=LEFT_OUT,
+    )
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.miniature", description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "miniature")
     parser.add_argument("--out", type=Path, default=ROOT / "miniature")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="with the number of cores, of all")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
+    # Without this a SIGTERM would leave experts that learn and servers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     main()

@@ -25,7 +25,7 @@ from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.marks import lines, marks, targets
-from training.miniature.speed import patches_as_products
+from training.miniature.speed import fastest_device, patches_as_products
 from training.miniature.stream import Draw, ScreenStream, Source, in_background
 from training.packing import QuestionAnswer
 from training.screens.tasks import (
@@ -39,12 +39,12 @@ from training.screens.tasks import (
     tasks_for,
 )
 
-# What the tower cannot read, nothing that is built on it can find. Names of the provider list and
-# of the users share an image token with their neighbours; a schedule is shown at half its size,
+# What the tower cannot read, nothing that is built on it can find. Names of an open list and of the
+# users share an image token with their neighbours; a schedule is shown at half its size,
 # where a name is four pixels high; dates and rows of icons take arithmetic and counting.
 LEFT_OUT = frozenset(
     {
-        "provider-dropdown",
+        *("provider-dropdown", "select-provider", "select-claim-form"),
         *("click-appointment", "open-appointment", "hover-appointment", "find-appointment"),
         *("select-user", "select-absent-user"),
         "open-icon-row",
@@ -70,7 +70,7 @@ class ExpertRecipe:
 # screens go together, and who has more kinds of tasks takes longer.
 _RANKS = {CLAIM_WINDOW: 16}
 _ROWS = {CALENDAR: 4, LOGIN_WINDOW: 3}
-_STEPS = {DESKTOP: 2050, ACCOUNT_SCREEN: 1250, APPOINTMENT: 800}
+_STEPS = {CALENDAR: 850, DESKTOP: 2050, ACCOUNT_SCREEN: 1250, APPOINTMENT: 800}
 RECIPES = {
     expert: ExpertRecipe(
         label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 2), _STEPS.get(expert, 1050)
@@ -95,7 +95,9 @@ def train_expert(name: str, base: Path, work: Path, *, seed: int) -> Path:
     if (out / "expert.json").exists():
         return out
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        base, dtype=torch.float32, device_map=fastest_device()
+    )
     torch.manual_seed(seed)
     adapted = get_peft_model(model, lora_config(model, recipe.rank))
     patches_as_products(adapted)

@@ -142,17 +142,22 @@ def steps_with_progress(
 
     Every fiftieth note is also printed, so that a log without a terminal tells how it goes.
     """
-    torch.set_num_threads(1 if torch.accelerator.is_available() else cores())
-    with _progress() as progress:
-        bar = progress.add_task(title, total=last, completed=first, note="")
-        for step in range(first, last):
+    threads = torch.get_num_threads()
+    # Beside a GPU the CPU has little to do, and threads that wait for it take cores from drawing.
+    torch.set_num_threads(1 if torch.cuda.is_available() else cores())
+    try:
+        with _progress() as progress:
+            bar = progress.add_task(title, total=last, completed=first, note="")
+            for step in range(first, last):
 
-            def report(note: str, done: int = step + 1) -> None:
-                progress.update(bar, completed=done, note=note)
-                if done % 50 == 0:
-                    progress.console.print(f"{title} step {done}: {note}", highlight=False)
+                def report(note: str, done: int = step + 1) -> None:
+                    progress.update(bar, completed=done, note=note)
+                    if done % 50 == 0:
+                        progress.console.print(f"{title} step {done}: {note}", highlight=False)
 
-            yield step, report
+                yield step, report
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ NAMES: tuple[str, ...] = (
     *(f"row {row}" for row in range(1, login_window.USERS + 1)),
     *(f"tab {caption}" for caption in content.TABS),
     *dict.fromkeys(f"button {caption}" for caption in _BUTTONS),
+    *(f"field {label}" for label in content.LIST_LABELS),
     "grid",
     "family grid",
     "password",
@@ -131,4 +132,5 @@ def _claim_window(screen: ClaimScreen) -> dict[str, tuple[int, int]]:
     places = _rows(screen)
     places |= {f"tab {caption}": box.centre for caption, box in screen.tabs.items()}
     places |= {f"button {caption}": box.centre for caption, box in screen.buttons.items()}
+    places |= {f"field {label}": screen.fields[label].centre for label in content.LIST_LABELS}
     return places | {"grid": screen.grid.centre}

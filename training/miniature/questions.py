@@ -13,6 +13,7 @@ from typing import Any
 from training.data.calls import ToolCall, format_calls
 from training.miniature.marks import lines, marks, targets
 from training.packing import Place, QuestionAnswer
+from training.screens import claim_content as content
 from training.screens.calendar import CalendarScreen
 from training.screens.claim_window import ClaimScreen
 from training.screens.geometry import Box, to_thousandths
@@ -118,7 +119,13 @@ def _claim_window(
         name = rng.choice(list(screen.tabs))
         return _where(rng, name, screen.tabs[name], size, found[f"tab {name}"])
 
-    return [buttons, count], [where_row, where_grid, *[where_button] * 4, where_tab]
+    def where_field(rng: random.Random) -> QuestionAnswer:
+        label = rng.choice(content.LIST_LABELS)
+        name = f"field {label}"
+        return _where(rng, f"the {label} field", screen.fields[label], size, found[name])
+
+    pointing: list[Ask] = [where_row, where_grid, *[where_button] * 4, where_tab, where_field]
+    return [buttons, count], pointing
 
 
 def _other(

@@ -113,8 +113,10 @@ def _extract(
         tasks=1,
         seed=seed + KNOWN_SEED_OFFSET,
     )
+    # A GPU would take bfloat16, and a spec does not tell what its features were computed in.
+    flags = ("--model", str(base), "--experts-root", str(experts), "--dtype", "float32")
     with (
-        executor_started("--model", str(base), "--experts-root", str(experts)) as address,
+        executor_started(*flags) as address,
         Molora(executor=address, timeout_s=CALL_TIMEOUT_S) as client,
     ):
         extract(work / "routing", client, work / "features")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 
@@ -32,15 +32,21 @@ def side_by_side(
         groups: Cores of each process.
 
     Raises:
-        Exception: What the first step that failed raised, once all the others are done.
+        Exception: What the first step that failed raised; the others are stopped.
     """
     context = get_context("spawn")
     free: Queue[Sequence[int]] = context.Queue()
     for group in groups:
         free.put(group)
     with ProcessPoolExecutor(len(groups), context, _keep_to, (free,)) as pool:
-        for done in [pool.submit(step, name) for name in names]:
-            done.result()
+        try:
+            for done in as_completed([pool.submit(step, name) for name in names]):
+                done.result()
+        except BaseException:
+            # Left alone, those that run would go on, and those that wait begin.
+            for process in context.active_children():
+                process.terminate()
+            raise
 
 
 def _keep_to(free: Queue[Sequence[int]]) -> None:

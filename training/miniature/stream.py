@@ -19,6 +19,9 @@ from executor_service.model.screen import ScreenReader
 from training.cores import cores
 from training.packing import PackedRow, QuestionAnswer, pack_row
 
+# So few screens would be asked about too often.
+_FEW = 16
+_MOST_WORKERS = 8
 # Between the seeds of two processes that draw the same stream.
 WORKER_OFFSET = 10_000_019
 
@@ -42,6 +45,14 @@ class Source:
 class _Drawn:
     screen: Any
     resized: Image.Image
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The last screens of a source, and how many are kept at most."""
+
+    drawn: list[_Drawn]
+    most: int
 
 
 class ScreenStream(IterableDataset[list[PackedRow]]):
@@ -75,27 +86,29 @@ class ScreenStream(IterableDataset[list[PackedRow]]):
         """Starts over from the seed."""
         worker, workers = this_worker()
         rng = random.Random(self._seed + WORKER_OFFSET * worker)  # noqa: S311 - no secrets
-        pools: list[list[_Drawn]] = [[] for _ in self._sources]
+        # What is kept is shared out, or as many pools would take as many times the memory.
+        most = max(1, self._kept // workers)
+        pools = [_Pool([], most) for _ in self._sources]
         for turn in itertools.count(worker, workers):
             at = turn % len(self._sources)
             source, pool = self._sources[at], pools[at]
             yield [self._row(source, pool, rng) for _ in range(source.rows)]
 
-    def _row(self, source: Source, pool: list[_Drawn], rng: random.Random) -> PackedRow:
+    def _row(self, source: Source, pool: _Pool, rng: random.Random) -> PackedRow:
         drawn = self._drawn(source, pool, rng)
         pairs = source.ask(drawn.screen, rng, source.questions)
         pixels = self._reader.preprocess(drawn.resized)
         return pack_row(self._builder, pixels, pairs, system=rng.choice(source.systems))
 
-    def _drawn(self, source: Source, pool: list[_Drawn], rng: random.Random) -> _Drawn:
-        if len(pool) >= 16 and rng.random() > self._fresh:
-            return rng.choice(pool)
+    def _drawn(self, source: Source, pool: _Pool, rng: random.Random) -> _Drawn:
+        if len(pool.drawn) >= min(_FEW, pool.most) and rng.random() > self._fresh:
+            return rng.choice(pool.drawn)
         screen = source.draw(rng)
         drawn = _Drawn(screen, self._reader.resize(screen.image.convert("RGB")))
-        if len(pool) < self._kept:
-            pool.append(drawn)
+        if len(pool.drawn) < pool.most:
+            pool.drawn.append(drawn)
         else:
-            pool[rng.randrange(self._kept)] = drawn
+            pool.drawn[rng.randrange(pool.most)] = drawn
         return drawn
 
 
@@ -106,6 +119,6 @@ def this_worker() -> tuple[int, int]:
 
 
 def in_background(stream: IterableDataset[Turn]) -> Iterator[Turn]:
-    """The stream, drawn a few turns ahead by a worker process on each core but one."""
-    workers = max(1, cores() - 1)
+    """The stream, drawn a few turns ahead by worker processes on the other cores."""
+    workers = min(max(1, cores() - 1), _MOST_WORKERS)
     return iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4))

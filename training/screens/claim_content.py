@@ -15,10 +15,13 @@ PROVIDERS = tuple(
 SURNAMES = ("Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Hazel", "Juniper", "Larch", "Oak")
 FIRST_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida", "Leo", "Mia")
 PROVIDER_LABELS = ("Billing Provider", "Treating Provider")
+FORM_LABEL = "Claim Form"
+LIST_LABELS = (*PROVIDER_LABELS, FORM_LABEL)
+FORMS = ("ADA 2024", "ADA 2019", "ADA 2012", "CMS-1500", "UB-04")
 HEADER_COLUMNS = (
-    ("Patient", "Subscriber", "Date of Service", "Claim Type", "Claim Status", "Claim Form"),
-    ("Billing Provider", "Carrier", "Plan", "Group Number", "Date Sent", "Clinic"),
-    ("Treating Provider", "Deductible", "Fee Billed", "Est. Ins. Pay", "Write-off", "Ref. Number"),
+    ("Patient", "Subscriber", FORM_LABEL, "Claim Type", "Claim Status", "Date of Service"),
+    (PROVIDER_LABELS[0], "Carrier", "Plan", "Group Number", "Date Sent", "Clinic"),
+    (PROVIDER_LABELS[1], "Deductible", "Fee Billed", "Est. Ins. Pay", "Write-off", "Ref. Number"),
 )
 TABS = ("General", "Attachments", "Status History", "Misc", "Notes")
 OTHER_BUTTONS = (
@@ -65,7 +68,7 @@ def header_values(rng: random.Random) -> dict[str, str]:
         "Date of Service": _date(rng),
         "Claim Type": rng.choice(_CLAIM_TYPES),
         "Claim Status": rng.choice(_STATUSES),
-        "Claim Form": "ADA 2024",
+        FORM_LABEL: rng.choice(FORMS),
         "Carrier": rng.choice(_CARRIERS),
         "Plan": f"Plan {rng.randint(1, 9)}",
         "Group Number": str(rng.randint(10_000, 99_999)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw
@@ -50,7 +51,8 @@ class ClaimScreen:
         grid: The procedures grid with its column titles and scroll bar.
         buttons: Bottom buttons by caption.
         tabs: By caption.
-        dropdown: Provider name to item, from the top; None while no list is open.
+        dropdown: Provider or form to item, from the top; None while no list is open.
+        dropdown_of: Label of the field whose list is open.
         fields: Input boxes by label, e.g. `Billing Provider`.
         theme: What it was drawn with.
     """
@@ -61,6 +63,7 @@ class ClaimScreen:
     buttons: dict[str, Box]
     tabs: dict[str, Box]
     dropdown: dict[str, Box] | None
+    dropdown_of: str | None
     fields: dict[str, Box]
     theme: Theme
 
@@ -101,7 +104,7 @@ def draw_claim_window(
         rng: Decides everything that is not given.
         theme: One of `THEMES` if None.
         size: (width, height) in pixels, at least `SIZE`, which is the default.
-        dropdown: Whether the provider list is open; even odds if None.
+        dropdown: Whether a list is open, of providers or of forms; even odds if None.
 
     Returns:
         The picture and the boxes of its parts.
@@ -122,9 +125,10 @@ def draw_claim_window(
     grid, rows = _draw_grid(canvas, top=264 + canvas.step(72))
     tabs = _draw_tabs(canvas, top=grid.y1 + 12 + canvas.step(16))
     buttons = _draw_buttons(canvas)
-    items = _draw_dropdown(canvas) if opened else None
+    owner = rng.choice(content.LIST_LABELS) if opened else None
+    items = _draw_dropdown(canvas, owner) if owner else None
     image = add_jpeg_noise(image, rng, share=0.5)
-    return ClaimScreen(image, rows, grid, buttons, tabs, items, canvas.fields, theme)
+    return ClaimScreen(image, rows, grid, buttons, tabs, items, owner, canvas.fields, theme)
 
 
 def _draw_title(canvas: _Canvas) -> None:
@@ -137,7 +141,7 @@ def _draw_title(canvas: _Canvas) -> None:
 
 
 def _draw_header_fields(canvas: _Canvas) -> None:
-    """Three columns of labelled inputs; the provider inputs head the second and the third."""
+    """Three columns of labelled inputs; those with a list have an arrow."""
     rng = canvas.rng
     left, top = 16 + canvas.step(16), TITLE_PX + 16 + canvas.step(16)
     values = content.header_values(rng)
@@ -148,7 +152,7 @@ def _draw_header_fields(canvas: _Canvas) -> None:
             canvas.text((x, y + 11), label, 13)
             box = Box(x + 130, y, x + 130 + (200 if column == 0 else 190), y + 22)
             canvas.fields[label] = box
-            _draw_input(canvas, box, values[label], arrow=label in content.PROVIDER_LABELS)
+            _draw_input(canvas, box, values[label], arrow=label in content.LIST_LABELS)
 
 
 def _draw_input(canvas: _Canvas, box: Box, value: str, *, arrow: bool) -> None:
@@ -240,12 +244,13 @@ def _draw_buttons(canvas: _Canvas) -> dict[str, Box]:
     return buttons
 
 
-def _draw_dropdown(canvas: _Canvas) -> dict[str, Box]:
-    """The open provider list under one of the provider inputs."""
+def _draw_dropdown(canvas: _Canvas, label: str) -> dict[str, Box]:
+    """The open list under one of the inputs: all the forms, or some providers."""
     rng, colours, items = canvas.rng, canvas.theme.palette, {}
-    owner = canvas.fields[rng.choice(content.PROVIDER_LABELS)]
-    names = rng.sample(content.PROVIDERS, rng.randint(*DROPDOWN_ITEMS))
-    x, y = owner.x0, owner.y1
+    names: Sequence[str] = content.FORMS
+    if label in content.PROVIDER_LABELS:
+        names = rng.sample(content.PROVIDERS, rng.randint(*DROPDOWN_ITEMS))
+    x, y = canvas.fields[label].x0, canvas.fields[label].y1
     frame = Box(x, y, x + DROPDOWN_WIDTH_PX, y + len(names) * ITEM_PX + 2)
     canvas.draw.rectangle(frame.edges, fill=colours.panel, outline=colours.text)
     for index, name in enumerate(names):

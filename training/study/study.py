@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -59,7 +59,12 @@ class Plan:
     @property
     def flags(self) -> list[str]:
         """Of an executor that serves it."""
-        return ["--model", str(self.model), "--experts-root", str(self.experts)]
+        return served(self.model, self.experts)
+
+
+def served(model: Path, experts: Path) -> list[str]:
+    """Flags of an executor; in float32, whatever it runs on."""
+    return ["--model", str(model), "--experts-root", str(experts), "--dtype", "float32"]
 
 
 class Study:
@@ -117,7 +122,7 @@ class Study:
         if "choices" in parts:
             found |= self._choices()
         if "stage3" in parts:
-            found["stages"].append(self._stage3(second))
+            found["stages"] += self._stage3(second)
         return found | {"seconds": self._kept.seconds()}
 
     def _extract(self, spec: Spec) -> dict[str, float]:
@@ -176,10 +181,10 @@ class Study:
                 start = self._learner.stage1(seed, self._kept)
                 with self._shown(f"stage 2, {name}, seed {seed}") as progress:
                     out, why = self._learner.ablation(name, seed, start, self._kept, progress)
-                if why is None:
+                if why is None and (out / BUNDLE_FOLDER).is_dir():
                     folders[seed] = out
                 else:
-                    collapsed.append(f"seed {seed}: {why}")
+                    collapsed.append(f"seed {seed}: {why or 'it left no bundle'}")
             stated = [
                 self._evaluate(
                     bench, f"ablation {name} seed {seed}", out / BUNDLE_FOLDER,
@@ -194,18 +199,24 @@ class Study:
             )  # fmt: skip
         return rows
 
-    def _stage3(self, starts: Sequence[Path]) -> dict[str, Any]:
-        """Its experts are others, so those of each seed get an executor of their own."""
+    def _stage3(self, starts: Sequence[Path]) -> list[dict[str, Any]]:
+        """Its experts are others, so those of each seed get an executor of their own.
+
+        A run whose gates collapsed left none; the row says so, and is missing where all did.
+        """
         plan, stated = self._plan, []
         for seed, start in zip(plan.seeds, starts, strict=True):
             with self._shown(f"stage 3, seed {seed}") as progress:
                 bundle, experts = self._learner.stage3(seed, start, self._kept, progress)
-            flags = ("--model", str(plan.model), "--experts-root", str(experts))
-            with executor_started(*flags) as served:
-                bench = Bench(served, self._book, self._kept)
+            if not bundle.is_dir():
+                continue
+            with executor_started(*served(plan.model, experts)) as executor:
+                bench = Bench(executor, self._book, self._kept)
                 name = f"stage 3 seed {seed} held-out"
                 stated.append(self._evaluate(bench, name, bundle, self._sets.held_out))
-        return _stage("stage 3", "held-out", stated)
+        lost = len(plan.seeds) - len(stated)
+        name = f"stage 3 ({lost} of {len(plan.seeds)} seeds collapsed)" if lost else "stage 3"
+        return [_stage(name, "held-out", stated)] if stated else []
 
     def _evaluate(
         self, bench: Bench, name: str, bundle: Path, records: Path, cases: int | None = None
@@ -215,12 +226,14 @@ class Study:
 
 
 def _mean_run(runs: Sequence[TrainingRun]) -> dict[str, Any] | None:
-    """What was chosen, and how the runs ended on average; their curves are in their folders."""
+    """What was chosen, and how the runs ended on average; the rest is in their folders."""
     if not runs:
         return None
+    chosen = ("gates", "granularity", "entropy_weight", "kl_weight", "balance_weight", "steps")
     ended = ("loss", "own_gate", "least_marginal")
-    means = {key: fmean(getattr(run, key) for run in runs) for key in ended}
-    return asdict(replace(runs[0], entropies=(), **means))
+    return {key: getattr(runs[0], key) for key in chosen} | {
+        key: fmean(getattr(run, key) for run in runs) for key in ended
+    }
 
 
 def _stage(stage: str, name: str, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:

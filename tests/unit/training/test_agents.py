@@ -18,7 +18,8 @@ from router_service.manifest import (
     Thresholds,
 )
 from router_service.policy import Policy, PolicyConfig
-from training.agents import Hints, measure_agent, pool_all, read_hint, simulate
+from training.agents import Hints, measure_agent, pool_all, simulate
+from training.data.hints import read_hint
 from training.scoring import Rate
 
 EXPERTS = ("a", "b", "c", "d")

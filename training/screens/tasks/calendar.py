@@ -12,7 +12,7 @@ CALENDAR = "calendar"
 
 
 def calendar_tasks(screen: CalendarScreen, _: random.Random) -> list[list[Task]]:
-    """Days by name, pages, rows and the bottom row; each kind a list."""
+    """Days by name, pages, rows, the arrows and the bottom row; each kind a list."""
     ask = Asker(CALENDAR, screen.image.size)
 
     def day_task(
@@ -36,11 +36,15 @@ def calendar_tasks(screen: CalendarScreen, _: random.Random) -> list[list[Task]]
         for number, week in enumerate(screen.weeks, start=1)
         if (first := next((day for day in week if day), None))
     ]
+
+    def button(task_type: str, name: str, caption: str) -> Task:
+        prompt = f"Click the {caption} button"
+        return ask.point(task_type, prompt, buttons[name], local=True, button=caption)
+
+    top = [button("click_top_buttons", name, name.replace("_", " ")) for name in ARROWS]
     bottom = [
-        ask.point(
-            "click_bottom_buttons", f"Click the {caption} button", box, local=True, button=caption
-        )
-        for caption, box in ((name.capitalize(), box) for name, box in buttons.items())
-        if caption.lower() not in ARROWS
+        button("click_bottom_buttons", name, name.capitalize())
+        for name in buttons
+        if name not in ARROWS
     ]
-    return [click, select, page, rows, bottom]
+    return [click, select, page, rows, top, bottom]

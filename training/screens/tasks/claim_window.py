@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 
+from training.screens import claim_content as content
+from training.screens import office_content
 from training.screens.claim_window import ClaimScreen
 from training.screens.geometry import Box
 from training.screens.tasks.core import Asker, Task
 
 CLAIM_WINDOW = "claim-window"
+_BEYOND = 3
+_FARTHEST_DAYS = 900
 
 
-def claim_tasks(screen: ClaimScreen, _: random.Random) -> list[list[Task]]:
-    """Pages, rows, buttons and the open list; each kind a list."""
+def claim_tasks(screen: ClaimScreen, rng: random.Random) -> list[list[Task]]:
+    """Pages, dates, rows, buttons, and the fields with a list or the open list; each a list."""
     ask = Asker(CLAIM_WINDOW, screen.image.size)
-
-    def pick(name: str, box: Box) -> Task:
-        prompt = f"Select {name} from the dropdown list"  # noqa: S608 - no SQL
-        return ask.point("provider-dropdown", prompt, box, local=True, provider=name)
-
     scroll = [
         ask.scroll("scroll-grid", f"Scroll {way} one page{where}", screen.grid, way)
         for way in ("down", "up")
         for where in ("", " within the procedures grid.")
+    ]
+    window = Box(0, 0, *screen.image.size)
+    page = [
+        ask.scroll(f"scroll-page-{way}", f"Scroll the window {way} one page", window, way)
+        for way in ("down", "up")
     ]
     rows = [
         ask.point("open-row", f"{verb} row {row.number}", row.box, "double_click", row=row.number)
@@ -36,7 +41,51 @@ def claim_tasks(screen: ClaimScreen, _: random.Random) -> list[list[Task]]:
         )
         for name, box in screen.buttons.items()
     ]  # fmt: skip
-    kinds = [scroll, rows, buttons]
-    if screen.dropdown:
-        kinds.append([pick(name, box) for name, box in screen.dropdown.items()])
-    return kinds
+    lists = _items(ask, screen) if screen.dropdown else [_fields(ask, screen)]
+    return [scroll, page, _dates(ask, screen, rng), rows, buttons, *lists]
+
+
+def _fields(ask: Asker, screen: ClaimScreen) -> list[Task]:
+    return [
+        ask.point(
+            f"click-{label.lower().replace(' ', '-')}", f"Click the {label} field",
+            screen.fields[label], "double_click", field_name=label,
+        )
+        for label in content.LIST_LABELS
+    ]  # fmt: skip
+
+
+def _items(ask: Asker, screen: ClaimScreen) -> list[list[Task]]:
+    """What the open list holds, asked for by the list and by the field that it belongs to."""
+    items, label = (screen.dropdown or {}).items(), str(screen.dropdown_of)
+    provider = label in content.PROVIDER_LABELS
+    task_type = "provider-dropdown" if provider else "select-claim-form"
+    by_list = [
+        ask.point(
+            task_type, f"Select {name} from the dropdown list",  # noqa: S608 - no SQL
+            box, local=True, field_name=label, item=name,
+        )
+        for name, box in items
+    ]  # fmt: skip
+    by_field = [
+        ask.point(
+            "select-provider", f"Select {name} as the {label}", box, field_name=label, item=name
+        )
+        for name, box in items
+        if provider
+    ]
+    return [by_list, by_field]
+
+
+def _dates(ask: Asker, screen: ClaimScreen, rng: random.Random) -> list[Task]:
+    """Dates beyond the grid's one: it goes on downwards with later ones."""
+    shown = datetime.datetime.strptime(screen.rows[0].date, "%m/%d/%Y").date()
+    return [
+        ask.scroll(
+            "scroll-to-date", f"Scroll to {office_content.numeric(day)}", screen.grid, way,
+            target_date=day.isoformat(),
+        )
+        for sign, way in ((1, "down"), (-1, "up"))
+        for distance in rng.sample(range(1, _FARTHEST_DAYS), _BEYOND)
+        for day in (shown + sign * datetime.timedelta(days=distance),)
+    ]  # fmt: skip

@@ -295,6 +295,60 @@ def test_what_only_an_agent_named_is_kept_for_stage_1_and_never_held_out(calenda
     assert reasons == {"only an agent names it, and its image is in held_out": 3}
 
 
+def hinted(number, image, **hint):
+    return row(number, image, metadata={"task_type": "?", "agent_expert": "calendar", **hint})
+
+
+def why_left_out(imported):
+    return {
+        reason: skipped.count
+        for source in imported.sources
+        for reason, skipped in source.skipped.items()
+    }
+
+
+def test_a_hint_that_stage_1_could_not_read_costs_its_row_alone(tmp_path):
+    for number in range(3):
+        paint(tmp_path / "a" / f"{number}.png", number)
+    rows = [
+        row(0, "0.png"),
+        hinted(1, "1.png"),
+        hinted(2, "2.png", agent_expert="desktop"),
+        hinted(3, "2.png", agent_expert=7),
+        hinted(4, "2.png", agent_confidence=1.5),
+    ]
+    write(tmp_path / "a" / "rows.jsonl", rows)
+    imported = import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
+    assert [row["id"] for row in rows_of(tmp_path / "out", "hinted")] == ["r1"]
+    reasons = why_left_out(imported)
+    assert sorted(reasons.values()) == [1, 2]
+    assert all("agent_" in reason for reason in reasons)
+
+
+def test_hints_alone_are_refused(tmp_path):
+    paint(tmp_path / "a" / "0.png", 0)
+    write(tmp_path / "a" / "rows.jsonl", [hinted(0, "0.png")])
+    with pytest.raises(ValueError, match="an agent's hints alone cannot be checked"):
+        import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_held_out_source_has_of_an_agent_is_not_learnt_from(tmp_path):
+    for at, name in enumerate(("many", "few", "agents")):
+        images = [f"{name}{number}.png" for number in range(4 if name == "many" else 1)]
+        for number, image in enumerate(images):
+            paint(tmp_path / name / image, 10 * at + number)
+        paint(tmp_path / name / "unlabelled.png", 100 + at)
+        labelled = [] if name == "agents" else [row(n, image) for n, image in enumerate(images)]
+        write(tmp_path / name / "rows.jsonl", [*labelled, hinted(90 + at, "unlabelled.png")])
+    folders = [tmp_path / name for name in ("many", "few", "agents")]
+    shares = {"train": 0.8, "held_out": 0.2}
+    imported = import_data(folders, tmp_path / "out", shares=shares, by_source=True)
+    assert imported.records == {"train": 4, "held_out": 1, "hinted": 2}
+    assert [row["id"] for row in rows_of(tmp_path / "out", "hinted")] == ["r90", "r92"]
+    assert why_left_out(imported) == {"only an agent names it, and its image is in held_out": 1}
+
+
 def test_a_test_case_that_only_an_agent_named_is_refused(tmp_path):
     paint(tmp_path / "a" / "x.png", 1)
     write(tmp_path / "a" / "rows.jsonl", [row(1, "x.png")])

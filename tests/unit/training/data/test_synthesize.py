@@ -83,6 +83,14 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(made, tmp_path
     assert digest(tmp_path / "other") != digest(out)
 
 
+def test_several_processes_write_the_same_bytes(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.data.synthesize._MANY_IMAGES", 10)
+    monkeypatch.setattr("training.data.synthesize.cores", lambda: 2)
+    again = tmp_path / "again"
+    synthesize(again, images_per_kind=6, tasks_per_image=5, seed=3, experts=TWO)
+    assert digest(again) == digest(made[0])
+
+
 def test_shares_decide_the_splits(tmp_path):
     result = synthesize(
         tmp_path / "set",

@@ -1,4 +1,4 @@
-"""One step of the loop: everything that is to learn does, the tower through the screens too."""
+"""The loop and what it is fed: all that is to learn does, and several processes draw."""
 
 import itertools
 
@@ -11,7 +11,9 @@ from tests.support.checkpoints import untrained_checkpoint
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.questions import base_questions
-from training.miniature.stream import ScreenStream, Source
+from training.miniature.stream import ScreenStream, Source, in_background
+from training.miniature.tower import LessonStream
+from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
 
 
@@ -88,3 +90,23 @@ def test_a_screen_is_drawn_by_the_seed_and_the_worker(reader, monkeypatch):
     # Turn by turn the two yield the sources in the same order as one does.
     assert [name for pair in zip(*both, strict=True) for name, _ in pair] == ["a", "b", "c", "a"]
     assert both[0] != both[1]
+
+
+def test_workers_share_what_is_kept_and_take_turns(monkeypatch, reader):
+    monkeypatch.setattr("training.miniature.stream.cores", lambda: 3)
+    builder = PromptBuilder(AutoTokenizer.from_pretrained(untrained_checkpoint()))
+    sources = [
+        Source(draw, base_questions, rows, 2, (None,))
+        for draw, rows in ((draw_claim_window, 1), (draw_calendar, 2))
+    ]
+    turns = in_background(ScreenStream(reader, builder, sources, seed=3, kept=4))
+    assert [len(next(turns)) for _ in range(6)] == [1, 2, 1, 2, 1, 2]
+
+
+def test_lessons_of_two_workers_differ(monkeypatch, reader):
+    monkeypatch.setattr("training.miniature.stream.cores", lambda: 3)
+    lessons = in_background(LessonStream(reader, [draw_calendar], seed=3))
+    first, second = next(lessons), next(lessons)
+    assert first.pixel_values.shape != second.pixel_values.shape or not torch.equal(
+        first.pixel_values, second.pixel_values
+    )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from training.screens import calendar as calendar_screen
 from training.screens.calendar import draw_calendar
-from training.screens.claim_content import OTHER_BUTTONS, PROVIDERS
+from training.screens.claim_content import FORMS, OTHER_BUTTONS, PROVIDERS
 from training.screens.claim_window import SIZE, draw_claim_window
 from training.screens.geometry import Box, to_thousandths
 from training.screens.theme import FONTS, THEMES, UNSEEN_THEMES
@@ -117,15 +117,17 @@ def test_a_claim_windows_parts_are_on_it_apart_and_drawn():
         assert {"OK", "Cancel"} < set(screen.buttons) <= {"OK", "Cancel", *OTHER_BUTTONS}
 
 
-def test_an_open_list_hides_no_row_and_hangs_under_a_provider_field():
+def test_an_open_list_hides_no_row_and_hangs_under_its_field():
     for seed in range(20):
         screen = draw_claim_window(random.Random(seed), dropdown=True)
         assert screen.dropdown is not None
         assert 5 <= len(screen.dropdown) <= 9
-        assert set(screen.dropdown) <= set(PROVIDERS)
+        forms = screen.dropdown_of == "Claim Form"
+        assert set(screen.dropdown) <= set(FORMS if forms else PROVIDERS)
         boxes = list(screen.dropdown.values())
-        owners = [screen.fields["Billing Provider"], screen.fields["Treating Provider"]]
-        assert any(owner.x0 == boxes[0].x0 and owner.y1 <= boxes[0].y0 for owner in owners)
+        owner = screen.fields[screen.dropdown_of]
+        assert owner.x0 == boxes[0].x0
+        assert owner.y1 <= boxes[0].y0 <= owner.y1 + 2
         assert disjoint([screen.grid, *boxes])
         assert {(box.x1 - box.x0, box.y1 - box.y0) for box in boxes} == {(150, 16)}
         assert min(contrast(screen.image, box) for box in boxes) > 90

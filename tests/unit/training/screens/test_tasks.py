@@ -1,12 +1,14 @@
 """The experts' tasks: unambiguous, on target, and different where the words do not."""
 
+import datetime
 import random
 from collections import Counter
 
 import pytest
 
 from training.scoring import matches
-from training.screens.calendar import draw_calendar
+from training.screens.calendar import ARROWS, draw_calendar
+from training.screens.claim_content import FORMS
 from training.screens.claim_window import draw_claim_window
 from training.screens.geometry import to_thousandths
 from training.screens.tasks import tasks_for
@@ -48,6 +50,10 @@ def test_calendar_conventions():
     today = tasks["Click the Today button"]
     assert one_call(today) == answer("left_click", screen.buttons["today"])
     assert today.task_type == "click_bottom_buttons"
+    for name in ARROWS:
+        arrow = tasks[f"Click the {name.replace('_', ' ')} button"]
+        assert one_call(arrow) == answer("left_click", screen.buttons[name])
+        assert arrow.task_type == "click_top_buttons"
 
 
 def test_calendar_rows_are_asked_for_only_if_they_hold_a_day():
@@ -59,6 +65,7 @@ def test_calendar_rows_are_asked_for_only_if_they_hold_a_day():
 
 def test_claim_window_conventions():
     screen = draw_claim_window(random.Random(2), dropdown=True)
+    assert screen.dropdown_of == "Billing Provider"
     tasks = by_prompt(screen)
     assert {task.adapter for task in tasks.values()} == {"claim-window"}
     size = screen.image.size
@@ -81,13 +88,52 @@ def test_claim_window_conventions():
         task = tasks[f"Select {name} from the dropdown list"]
         assert one_call(task) == {"action": "left_click", "coordinate": at(box)}
         assert task.task_type == "provider-dropdown"
+        named = tasks[f"Select {name} as the Billing Provider"]
+        assert one_call(named) == one_call(task)
+        assert named.task_type == "select-provider"
+    for way, pixels in (("down", 300), ("up", -300)):
+        task = tasks[f"Scroll the window {way} one page"]
+        assert one_call(task) == {"action": "scroll", "coordinate": [500, 499], "pixels": pixels}
+        assert task.task_type == f"scroll-page-{way}"
     expected = {"action": "double_click", "coordinate": at(screen.buttons["OK"])}
     assert one_call(tasks["Click the OK button"]) == expected
 
 
-def test_nobody_selects_from_a_closed_list():
-    tasks = by_prompt(draw_claim_window(random.Random(2), dropdown=False))
+def test_nobody_selects_from_a_closed_list_and_an_open_one_is_not_opened():
+    screen = draw_claim_window(random.Random(2), dropdown=False)
+    tasks = by_prompt(screen)
     assert not [prompt for prompt in tasks if prompt.startswith("Select")]
+    fields = ("Billing Provider", "Treating Provider", "Claim Form")
+    for label in fields:
+        task = tasks[f"Click the {label} field"]
+        at = list(to_thousandths(*screen.fields[label].centre, *screen.image.size))
+        assert one_call(task) == {"action": "double_click", "coordinate": at}
+        assert task.task_type == f"click-{label.lower().replace(' ', '-')}"
+    opened = by_prompt(draw_claim_window(random.Random(2), dropdown=True))
+    assert not [label for label in fields if f"Click the {label} field" in opened]
+
+
+def test_a_form_is_selected_from_the_list_of_forms():
+    screens = (draw_claim_window(random.Random(seed), dropdown=True) for seed in range(20))
+    screen = next(screen for screen in screens if screen.dropdown_of == "Claim Form")
+    tasks = by_prompt(screen)
+    assert list(screen.dropdown) == list(FORMS)
+    for name, box in screen.dropdown.items():
+        task = tasks[f"Select {name} from the dropdown list"]
+        at = list(to_thousandths(*box.centre, *screen.image.size))
+        assert one_call(task) == {"action": "left_click", "coordinate": at}
+        assert task.task_type == "select-claim-form"
+
+
+def test_the_claims_later_dates_are_below():
+    for seed in range(10):
+        screen = draw_claim_window(random.Random(seed))
+        shown = datetime.datetime.strptime(screen.rows[0].date, "%m/%d/%Y").date()
+        dated = [t for t in by_prompt(screen).values() if t.task_type == "scroll-to-date"]
+        assert len(dated) == 6
+        for task in dated:
+            later = datetime.date.fromisoformat(task.extras["target_date"]) > shown
+            assert one_call(task)["pixels"] == (300 if later else -300)
 
 
 def test_shared_words_mean_different_calls():
