@@ -55,6 +55,14 @@ def started(bundle: Path | None = None) -> Iterator[Services]:
         yield Services(router.wait_listening(READY_TIMEOUT_S), address, (router, executor))
 
 
+def learning_flags(model: Path, experts: Path) -> list[str]:
+    """Flags of an executor whose features are learnt from: in float32, whatever it runs on.
+
+    A GPU would take bfloat16, and a spec does not tell what its features were computed in.
+    """
+    return ["--model", str(model), "--experts-root", str(experts), "--dtype", "float32"]
+
+
 @contextlib.contextmanager
 def executor_started(*flags: str) -> Iterator[str]:
     """An executor.

@@ -67,7 +67,7 @@ class ExpertRecipe:
 
 
 # Ranks differ, as those of the user's experts do: the claim window has the most to say. Small
-# screens go together, and who has more kinds of tasks takes longer.
+# screens go together, and each takes as long as its tasks did.
 _RANKS = {CLAIM_WINDOW: 16}
 _ROWS = {CALENDAR: 4, LOGIN_WINDOW: 3}
 _STEPS = {CALENDAR: 850, DESKTOP: 2050, ACCOUNT_SCREEN: 1250, APPOINTMENT: 800}

@@ -15,7 +15,7 @@ from training.feature_index import INDEX_FILE
 from training.features import CALL_TIMEOUT_S
 from training.judged_screens import UNKNOWN, draw, extract, judged_screens
 from training.judgement import fit_bundle
-from training.services import executor_started
+from training.services import executor_started, learning_flags
 from training.stage1 import train_stage1
 from training.stage1_config import Stage1Config
 
@@ -113,10 +113,8 @@ def _extract(
         tasks=1,
         seed=seed + KNOWN_SEED_OFFSET,
     )
-    # A GPU would take bfloat16, and a spec does not tell what its features were computed in.
-    flags = ("--model", str(base), "--experts-root", str(experts), "--dtype", "float32")
     with (
-        executor_started(*flags) as address,
+        executor_started(*learning_flags(base, experts)) as address,
         Molora(executor=address, timeout_s=CALL_TIMEOUT_S) as client,
     ):
         extract(work / "routing", client, work / "features")

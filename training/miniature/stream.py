@@ -23,7 +23,7 @@ from training.packing import PackedRow, QuestionAnswer, pack_row
 _FEW = 16
 _MOST_WORKERS = 8
 # Between the seeds of two processes that draw the same stream.
-WORKER_OFFSET = 10_000_019
+_WORKER_OFFSET = 10_000_019
 
 Turn = TypeVar("Turn")
 Draw = Callable[[random.Random], Any]
@@ -84,8 +84,7 @@ class ScreenStream(IterableDataset[list[PackedRow]]):
 
     def __iter__(self) -> Iterator[list[PackedRow]]:
         """Starts over from the seed."""
-        worker, workers = this_worker()
-        rng = random.Random(self._seed + WORKER_OFFSET * worker)  # noqa: S311 - no secrets
+        (worker, workers), rng = this_worker(), worker_rng(self._seed)
         # What is kept is shared out, or as many pools would take as many times the memory.
         most = max(1, self._kept // workers)
         pools = [_Pool([], most) for _ in self._sources]
@@ -116,6 +115,12 @@ def this_worker() -> tuple[int, int]:
     """This process's number among those that draw one stream, and how many they are."""
     info = get_worker_info()
     return (info.id, info.num_workers) if info else (0, 1)
+
+
+def worker_rng(seed: int) -> random.Random:
+    """What this process draws a stream with; no two processes of a stream draw the same."""
+    worker, _ = this_worker()
+    return random.Random(seed + _WORKER_OFFSET * worker)  # noqa: S311 - drawings, not secrets
 
 
 def in_background(stream: IterableDataset[Turn]) -> Iterator[Turn]:

@@ -8,7 +8,6 @@ what stands in the token, where in it, and where the token is.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from executor_service.model.screen import PixelInput, ScreenReader
 from training.miniature.fit import FitConfig, learning_rate, steps_with_progress
 from training.miniature.marks import NAMES, marks
 from training.miniature.speed import mixed_precision, moved
-from training.miniature.stream import WORKER_OFFSET, Draw, in_background, this_worker
+from training.miniature.stream import Draw, in_background, worker_rng
 
 # Marks are rare: most tokens hold none, and each name is absent from most.
 POSITIVE_WEIGHT = 8.0
@@ -63,8 +62,7 @@ class LessonStream(IterableDataset[Lesson]):
 
     def __iter__(self) -> Iterator[Lesson]:
         """Starts over from the seed."""
-        worker, _ = this_worker()
-        rng = random.Random(self._seed + WORKER_OFFSET * worker)  # noqa: S311 - no secrets
+        rng = worker_rng(self._seed)
         while True:
             yield self._lesson([draw(rng) for draw in self._draws])
 

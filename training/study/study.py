@@ -15,7 +15,7 @@ from typing import Any
 from training.evaluation.answers import AnswerBook
 from training.evaluation.runs import TrainingRun, read_run
 from training.outcome import BUNDLE_FOLDER
-from training.services import executor_started
+from training.services import executor_started, learning_flags
 from training.study.bars import bars, mean_rates
 from training.study.choices import LEARNT, Spec, best, choices, compare, extract, layers_of
 from training.study.kept import Kept
@@ -59,12 +59,7 @@ class Plan:
     @property
     def flags(self) -> list[str]:
         """Of an executor that serves it."""
-        return served(self.model, self.experts)
-
-
-def served(model: Path, experts: Path) -> list[str]:
-    """Flags of an executor; in float32, whatever it runs on."""
-    return ["--model", str(model), "--experts-root", str(experts), "--dtype", "float32"]
+        return learning_flags(self.model, self.experts)
 
 
 class Study:
@@ -210,7 +205,7 @@ class Study:
                 bundle, experts = self._learner.stage3(seed, start, self._kept, progress)
             if not bundle.is_dir():
                 continue
-            with executor_started(*served(plan.model, experts)) as executor:
+            with executor_started(*learning_flags(plan.model, experts)) as executor:
                 bench = Bench(executor, self._book, self._kept)
                 name = f"stage 3 seed {seed} held-out"
                 stated.append(self._evaluate(bench, name, bundle, self._sets.held_out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+from collections.abc import Mapping
 
 from training.screens import claim_content as content
 from training.screens import office_content
@@ -41,7 +42,9 @@ def claim_tasks(screen: ClaimScreen, rng: random.Random) -> list[list[Task]]:
         )
         for name, box in screen.buttons.items()
     ]  # fmt: skip
-    lists = _items(ask, screen) if screen.dropdown else [_fields(ask, screen)]
+    lists = [_fields(ask, screen)]
+    if screen.dropdown and screen.dropdown_of:
+        lists = _items(ask, screen.dropdown, screen.dropdown_of)
     return [scroll, page, _dates(ask, screen, rng), rows, buttons, *lists]
 
 
@@ -55,9 +58,8 @@ def _fields(ask: Asker, screen: ClaimScreen) -> list[Task]:
     ]  # fmt: skip
 
 
-def _items(ask: Asker, screen: ClaimScreen) -> list[list[Task]]:
-    """What the open list holds, asked for by the list and by the field that it belongs to."""
-    items, label = (screen.dropdown or {}).items(), str(screen.dropdown_of)
+def _items(ask: Asker, items: Mapping[str, Box], label: str) -> list[list[Task]]:
+    """What an open list holds, asked for by the list and, a provider, by the list's field."""
     provider = label in content.PROVIDER_LABELS
     task_type = "provider-dropdown" if provider else "select-claim-form"
     by_list = [
@@ -65,14 +67,15 @@ def _items(ask: Asker, screen: ClaimScreen) -> list[list[Task]]:
             task_type, f"Select {name} from the dropdown list",  # noqa: S608 - no SQL
             box, local=True, field_name=label, item=name,
         )
-        for name, box in items
+        for name, box in items.items()
     ]  # fmt: skip
+    if not provider:
+        return [by_list]
     by_field = [
         ask.point(
             "select-provider", f"Select {name} as the {label}", box, field_name=label, item=name
         )
-        for name, box in items
-        if provider
+        for name, box in items.items()
     ]
     return [by_list, by_field]
 
