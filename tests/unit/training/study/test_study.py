@@ -129,6 +129,28 @@ def test_all_the_parts(plan, asked):
     assert "## Bars" in markdown(json.loads(json.dumps(found)) | {"command": "x"})
 
 
+def test_a_stage_3_that_collapsed_is_said_and_ends_nothing(plan, asked, monkeypatch):
+    def third(lost):
+        return lambda self, seed, *_: (
+            plan.work if seed not in lost else plan.work / "none",
+            plan.work,
+        )
+
+    def rows():
+        found = Study(plan, Kept(plan.work / "steps", {}), hidden).run(["stage3"])
+        return [row["name"] for row in found["stages"]]
+
+    plan.work.mkdir()
+    monkeypatch.setattr(
+        Bench, "evaluate", lambda *_: stated() | {"loss": {}, "ece": None, "cases": 2}
+    )
+    monkeypatch.setattr(room, "_stage", lambda name, *_: {"name": name})
+    monkeypatch.setattr(room.Learner, "stage3", third({1}))
+    assert rows() == ["stage 3 (1 of 2 seeds collapsed)"]
+    monkeypatch.setattr(room.Learner, "stage3", third({0, 1}))
+    assert rows() == []
+
+
 def test_one_part_alone(plan, asked, monkeypatch):
     trained = []
     monkeypatch.setattr(room.Learner, "stage1", lambda *given: trained.append(given))
