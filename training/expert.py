@@ -36,7 +36,8 @@ from training.data.records import Record
 from training.events import Events
 from training.lora import lora_config
 from training.processes import on_cpu, this_process
-from training.run_config import RunConfig, digest_of
+from training.run_config import RunConfig
+from training.run_file import digest_of
 from training.trainer_reports import Progress, Reports, Tells, step_of
 
 STATE_FOLDER = "state"

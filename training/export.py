@@ -212,7 +212,7 @@ def _manifest(result: Stage1Result, model: bytes) -> Manifest:
             expert_set=index.expert_set,
             cases=result.cases,
             accuracy=result.accuracy,
-            config=dataclasses.asdict(result.config),
+            config=result.config.model_dump(),
             tools={name: importlib.metadata.version(name) for name in ("molora", "torch", "onnx")},
         ),
     )

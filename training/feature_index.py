@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from router_service.core import ExpertEntry, FeatureSpec
+from training.run_file import digest_of
 
 INDEX_FILE = "features.json"
 
@@ -66,3 +68,24 @@ def from_json(text: str) -> FeatureIndex:
         sources=tuple(content.pop("sources")),
         **content,
     )
+
+
+def read_index(directory: Path) -> FeatureIndex:
+    """What a cache states of itself.
+
+    Args:
+        directory: What `cache_features` wrote.
+
+    Raises:
+        ValueError: It holds no index, or one that is not what was written.
+    """
+    try:
+        return from_json((directory / INDEX_FILE).read_text(encoding="utf-8"))
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory} holds no whole feature cache; extract again") from error
+
+
+def index_digest(directory: Path | None) -> str:
+    """sha256 (hex) of a cache's index; none of no cache, or of one that `read_index` refuses."""
+    index = directory / INDEX_FILE if directory else None
+    return digest_of(index) if index and index.is_file() else ""

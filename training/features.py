@@ -33,7 +33,7 @@ from router_service.core import ExpertEntry, FeatureSpec
 from training.data.hints import AGENT_EXPERT, read_hint
 from training.data.records import Record, read_records
 from training.data.sample import ORIGIN
-from training.feature_index import INDEX_FILE, FeatureIndex, from_json, to_json
+from training.feature_index import INDEX_FILE, FeatureIndex, read_index, to_json
 
 # Of a shard at most; the 8B's features of one record may be 256 KiB.
 _SHARD_ROWS = 4096
@@ -131,12 +131,12 @@ def load_features(directory: Path) -> FeatureTable:
     Raises:
         ValueError: The index or a shard is missing or is not what was written.
     """
+    index = read_index(directory)
     try:
-        index = from_json((directory / INDEX_FILE).read_text(encoding="utf-8"))
         for name, digest in index.shards.items():
             if _sha256((directory / name).read_bytes()) != digest:
                 raise ValueError(f"{directory / name} changed since it was written; extract again")
-    except (OSError, KeyError, TypeError) as error:
+    except OSError as error:
         raise ValueError(f"{directory} holds no whole feature cache; extract again") from error
     shards = [_with_hints(load_file(directory / name)) for name in index.shards]
     columns = [field.name for field in dataclasses.fields(_Row)]

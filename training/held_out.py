@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 
 from router_service.bundle import Bundle
 from router_service.core import Features, HeadOutput
@@ -147,8 +148,8 @@ def _held_out(manifest: Manifest, table: FeatureTable) -> tuple[npt.NDArray[np.i
     if table.index.dataset_digest != manifest.provenance.dataset_digest:
         return np.arange(len(table)), "records that the head was not trained on"
     try:
-        config = Stage1Config(**manifest.provenance.config)  # type: ignore[arg-type]
-    except TypeError:
+        config = Stage1Config.model_validate(manifest.provenance.config)
+    except ValidationError:
         raise ValueError(
             "the bundle was not trained by this version's stage 1, so its held-out records are "
             "not known; give features of other records"

@@ -20,7 +20,8 @@ from training.features import FeatureTable, load_features
 from training.head_file import SavedHead, save_head
 from training.joint import AnchoredRouter
 from training.known_screens import KnownLooks, known_looks
-from training.run_config import RunConfig, digest_of
+from training.run_config import RunConfig
+from training.run_file import digest_of
 from training.setting import Setting
 from training.stage1 import judged, split_by_image
 from training.stage1_config import Stage1Config
@@ -135,7 +136,7 @@ def _splits(config: RunConfig, table: FeatureTable) -> Stage1Config:
     if begun is None or begun.dataset_digest != table.index.dataset_digest:
         return own
     shares = {name: begun.config[name] for name in _SHARES if name in begun.config}
-    return dataclasses.replace(own, seed=begun.seed, **shares)  # type: ignore[arg-type]
+    return own.model_copy(update={"seed": begun.seed, **shares})
 
 
 def _origin(start: Path) -> Provenance | None:

@@ -1,24 +1,17 @@
-"""The one configuration of a training run: file, environment and flags, checked once and saved.
+"""What can be chosen of a run that trains an expert, or the head by the answers.
 
-Knows what can be chosen and how a choice is written down; trains nothing.
+Knows names, defaults and limits; `run_file.py` knows where values come from.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RUN_FILE = "run.yaml"
-INPUTS_FILE = "inputs.json"
+from training.run_file import Run
+
 _CONCERN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
@@ -123,22 +116,8 @@ class Rates(BaseModel):
     """Largest norm of all gradients together."""
 
 
-class RunConfig(BaseSettings):
-    """A training run. Saved beside its results, it gives the same run again."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="MOLORA_TRAIN_",
-        env_nested_delimiter="__",
-        env_ignore_empty=True,
-        nested_model_default_partial_update=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-    )
+class RunConfig(Run):
+    """A run of an expert, or of stage 2 or 3. Stage 1 reads features only: `Stage1Run`."""
 
     model: Path
     """Checkpoint directory of the base model."""
@@ -146,8 +125,6 @@ class RunConfig(BaseSettings):
     """JSONL file of labelled records."""
     images_root: Path | None = None
     """Folder that image paths are relative to; unset: the file's."""
-    out: Path
-    """Folder of the run; a run that was stopped goes on there."""
     experts_root: Path | None = None
     """Folder with one expert per folder."""
     lora_modules: dict[str, Path] = Field(default_factory=dict)
@@ -183,18 +160,6 @@ class RunConfig(BaseSettings):
     guard: Guard = Guard()
     rates: Rates = Rates()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over what is given in code, which is the file; flags come before both."""
-        return env_settings, init_settings
-
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if self.batch_rows % self.rows_per_forward:
@@ -229,121 +194,3 @@ class RunConfig(BaseSettings):
                 f"{self.rows_per_forward} rows_per_forward; give one that is"
             )
         return forwards
-
-    def written(self) -> dict[str, Any]:
-        """Everything that was chosen, as YAML can hold it."""
-        return self.model_dump(mode="json")
-
-    def save(self) -> None:
-        """Writes `run.yaml` into the run's folder, whole or not at all.
-
-        Raises:
-            ValueError: The folder holds a run with another configuration.
-        """
-        path = self.out / RUN_FILE
-        if path.exists():
-            held = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if changed := sorted(_different(held, self.written())):
-                raise ValueError(
-                    f"{self.out} holds another run, with other {', '.join(changed)}; "
-                    "give another folder, or the same configuration to go on"
-                )
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, yaml.safe_dump(self.written(), sort_keys=False))
-
-    def pin(self, inputs: Mapping[str, str]) -> None:
-        """Writes down what the run was given, or checks that it is given the same again.
-
-        Args:
-            inputs: Digests by name; a path says nothing of what is there.
-
-        Raises:
-            ValueError: The run began with something else.
-        """
-        path = self.out / INPUTS_FILE
-        if not path.exists():
-            write_whole(path, json.dumps(dict(inputs), indent=2, sort_keys=True) + "\n")
-            return
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if changed := sorted(_different(held, dict(inputs))):
-            raise ValueError(
-                f"{', '.join(changed)} changed since the run in {self.out} began; "
-                "give another folder, or what it began with"
-            )
-
-
-def read_run_config(argv: Sequence[str], prog: str) -> RunConfig:
-    """A run's configuration: flags over environment over file over defaults.
-
-    Every field has a flag: `--batch-rows`, and `--gates.top-k` for one of a part; and a variable:
-    MOLORA_TRAIN_BATCH_ROWS and MOLORA_TRAIN_GATES__TOP_K.
-
-    Args:
-        argv: Flags; `--config FILE` names a YAML file, such as the `run.yaml` of another run.
-        prog: The command as its user types it.
-
-    Raises:
-        ValueError: A value is wrong or missing; one line a problem.
-        SystemExit: 2 for a flag that does not exist, 0 after `--help`.
-    """
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    own, flags = parser.parse_known_args(argv)
-    values = read_mapping(own.config) if own.config else {}
-    try:
-        # Unpacked, since mypy reads the fields only and knows no argument of the source of flags.
-        flagged: dict[str, Any] = {
-            "_cli_parse_args": flags,
-            "_cli_prog_name": f"{prog} [--config FILE]",
-        }
-        return RunConfig(**values, **flagged)
-    except ValidationError as error:
-        raise ValueError("\n".join(explained(error))) from None
-
-
-def digest_of(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that appears when it is whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """What a YAML file of names and values says.
-
-    Raises:
-        ValueError: It is no such file.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no YAML: give a run's configuration") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no mapping: write `name: value` lines")
-    return content
-
-
-def explained(error: ValidationError) -> list[str]:
-    """A line a problem: where it is, and what is wrong there."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
-        lines.append(f"{where}: {problem['msg']}")
-    return lines
-
-
-def _different(held: Any, now: Any, name: str = "") -> list[str]:
-    """Names of the values in which two written configurations differ."""
-    if not (isinstance(held, dict) and isinstance(now, dict)):
-        return [] if held == now else [name]
-    return [
-        changed
-        for key in {**held, **now}
-        for changed in _different(held.get(key), now.get(key), f"{name}.{key}" if name else key)
-    ]

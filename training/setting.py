@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from router_service import core
 from training.conversations import Conversations, labelled_records
-from training.feature_index import INDEX_FILE
+from training.feature_index import index_digest
 from training.head_file import (
     HeadShape,
     SavedHead,
@@ -32,7 +31,8 @@ from training.head_file import (
 )
 from training.heads import LayeredHead, RouterHead
 from training.processes import on_cpu
-from training.run_config import Router, RunConfig, digest_of
+from training.run_config import Router, RunConfig
+from training.run_file import digest_of
 
 _NEW_HEAD = Router(
     width=128, dropout=0.1, text_layer=2, text_pooling="mean", vision_source="levels",
@@ -89,8 +89,8 @@ def prepare(config: RunConfig) -> Setting:
                 "experts": experts.digest,
                 "records": digest_of(config.records),
                 "start": digest_of(head_path(config.start)) if config.start else "",
-                "features": _pinned(config.features),
-                "known": _pinned(config.known),
+                "features": index_digest(config.features),
+                "known": index_digest(config.known),
             }
         )
     if config.gradient_checkpointing:
@@ -105,12 +105,6 @@ def prepare(config: RunConfig) -> Setting:
         systems,
     )
     return Setting(config, accelerator, model, experts, rows, spec, head, anchor)
-
-
-def _pinned(cache: Path | None) -> str:
-    """Digest of a feature cache; one that is missing is told of where it is read."""
-    index = cache / INDEX_FILE if cache else None
-    return digest_of(index) if index and index.is_file() else ""
 
 
 def resolved(config: RunConfig, anchor: SavedHead | None) -> RunConfig:

@@ -6,7 +6,6 @@ Knows how to call the training rooms and print their results.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
@@ -93,36 +92,15 @@ def features(
     )
 
 
-@app.command("stage1")
-def stage1(
-    features: Annotated[Path, typer.Argument(help="Folder of the feature cache.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the router bundle.")],
-    config: Annotated[
-        Path | None, typer.Option(help="run.yaml of another run; unset: the defaults.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of splits, weights and batches; unset: the file's, or 0.")
-    ] = None,
-    known: Annotated[
-        Path | None,
-        typer.Option(help="Cache of the looks that the router is to know; unset: FEATURES'."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Train the head on cached features; write its bundle, and a run.yaml to repeat it from."""
-    with refused_input():
-        from training.export import export_bundle
-        from training.stage1 import train_stage1
-        from training.stage1_config import Stage1Config, read_run, save_run
+@app.command("stage1", context_settings=PASS_ON)
+def stage1(context: typer.Context, as_json: Json = False) -> None:
+    """Train the head on cached features; see `molora train stage1 --help`."""
+    with _stopped_runs():
+        from training.stage1_config import Stage1Run
+        from training.stage1_run import run_stage1
 
-        chosen = read_run(config) if config else Stage1Config()
-        if seed is not None:
-            chosen = dataclasses.replace(chosen, seed=seed)
-        result = train_stage1(
-            features, config=chosen, known=known, progress=not as_json, events=out
-        )
-        bundle = export_bundle(result, out)
-        save_run(chosen, out)
+        run = Stage1Run.read(context.args, "molora train stage1")
+        result, bundle = run_stage1(run, progress=not as_json)
     if as_json:
         stated = {
             "bundle": bundle,
@@ -167,10 +145,10 @@ class _Training(Protocol[Result]):
 def _run(verb: str, flags: Sequence[str], train: _Training[Result]) -> Result | None:
     """Runs to the end; None in all processes but the first, which alone shows anything."""
     from training.processes import this_process
-    from training.run_config import read_run_config
+    from training.run_config import RunConfig
 
     with _stopped_runs():
-        config = read_run_config(flags, f"molora train {verb}")
+        config = RunConfig.read(flags, f"molora train {verb}")
         process = this_process()
         try:
             if not process.is_main_process:

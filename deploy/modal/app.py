@@ -147,7 +147,7 @@ def train_router(
         executor.wait_serving(START_S)
         code = _run("train", "features", records, cache, "--executor", address)
     if code == 0:
-        code = _run("train", "stage1", cache, out)
+        code = _run("train", "stage1", "--features", cache, "--out", out)
     volume.commit()
     return code
 

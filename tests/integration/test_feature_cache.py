@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from molora_client import Molora
+from router_service.bundle import load_bundle
 from tests.support import router_bundle
 from tests.support.stub_executor import StubExecutor, serving
+from training.data.importer import import_data
 from training.feature_index import FeatureIndex
 from training.features import cache_features, load_features
+from training.run_file import digest_of
+from training.stage1_config import Stage1Run
+from training.stage1_run import run_stage1
 
 NAMES = [expert.name for expert in router_bundle.EXPERTS]
 
@@ -154,6 +160,47 @@ def write_hints(records: Path, hints: list[dict[str, Any]]) -> None:
         kept = {name: value for name, value in row["metadata"].items() if name not in said}
         row["metadata"] = kept | hint
     records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+async def test_from_the_users_rows_to_a_bundle_that_learnt_from_an_agent_as_well(
+    tmp_path: Path,
+) -> None:
+    """Import, one file of both, features, stage 1: what OPERATIONS tells to do."""
+    source, data = tmp_path / "source", tmp_path / "data"
+    rows = []
+    for number in range(30):
+        name, image = ("calendar", "chart")[number % 2], f"{number}.png"
+        paint(source / image, number)
+        agent = {"agent_expert": name, "agent_confidence": 0.9} if number >= 20 else {}
+        row = {
+            "id": f"r{number}",
+            "image": image,
+            "conversations": [
+                {"from": "human", "value": f"<image>\nClick in the {name}"},
+                {"from": "gpt", "value": _ANSWER},
+            ],
+            "metadata": {"task_type": "none that a rule knows", **agent},
+        }
+        rows.append(row if agent else row | {"adapter": name})
+    (source / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    imported = import_data([source], data, shares={"train": 1.0})
+    assert imported.records == {"train": 20, "hinted": 10}
+    both = data / "router.jsonl"
+    both.write_text("".join((data / f"{name}.jsonl").read_text() for name in imported.records))
+    async with serving(StubExecutor()) as address:
+        await cache(both, address, tmp_path / "features")
+    flags = ["--features", str(tmp_path / "features"), "--out", str(tmp_path / "router")]
+    run = Stage1Run.read([*flags, "--max-epochs", "40", "--width", "16"], "molora train stage1")
+    result, bundle = run_stage1(run, progress=False)
+    assert result.accuracy["held_out"] == 1
+    # Only labels are measured on.
+    assert sum(result.cases.values()) == 20
+    assert load_bundle(bundle).manifest.provenance.dataset_digest == digest_of(both)
+
+
+def paint(path: Path, number: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (20, 10), (number, 0, 0)).save(path)
 
 
 async def test_an_expert_that_is_not_loaded(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.tiny_run import EXPERTS, TinyRun, write_tiny_run
-from training.run_config import read_run_config
+from training.run_config import RunConfig
 from training.stage3 import train_stage3
 
 TIMEOUT_S = 120
@@ -66,7 +66,7 @@ def test_two_processes_learn_what_one_learns(tiny: TinyRun, tmp_path: Path) -> N
     # One object, from the first process alone.
     assert set(json.loads(printed)["experts"]) == set(EXPERTS)
     same = ["--config", str(tmp_path / "2" / "run.yaml"), "--out", str(tmp_path / "1")]
-    train_stage3(read_run_config(same, "molora train stage3"))
+    train_stage3(RunConfig.read(same, "molora train stage3"))
     one, two = (
         [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
         for n in "12"

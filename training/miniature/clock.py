@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.run_config import write_whole
+from training.run_file import write_whole
 
 
 class Clock:

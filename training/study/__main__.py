@@ -22,7 +22,7 @@ from rich.table import Table
 
 from training.demo.server import ServerFailed
 from training.features import load_features
-from training.run_config import digest_of
+from training.run_file import digest_of
 from training.study.choices import DEFAULT_CONFIG, Spec
 from training.study.kept import Kept
 from training.study.report import bars_table, choices_table, markdown, picture, stages_table
@@ -68,7 +68,7 @@ def _given(plan: Plan) -> dict[str, Any]:
         "steps": plan.steps,
         "features": plan.features and load_features(plan.features).index.dataset_digest,
         "default features": asdict(Spec()),
-        "default head": asdict(DEFAULT_CONFIG),
+        "default head": DEFAULT_CONFIG.model_dump(),
     }
 
 

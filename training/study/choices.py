@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def compare(
         )
         rows.append(
             {"factor": choice.factor, "value": choice.value, "default": choice.default}
-            | {"spec": asdict(spec), "config": asdict(config)}
+            | {"spec": asdict(spec), "config": config.model_dump()}
             | fitted
         )
         advance(len(rows))
@@ -170,7 +170,8 @@ def fit(features: Path, config: Stage1Config, seeds: Sequence[int]) -> dict[str,
     own, new, start = [], [], time.monotonic()
     cases = 0
     for seed in seeds:
-        result = train_stage1(features / LEARNT, config=replace(config, seed=seed), progress=False)
+        chosen = config.model_copy(update={"seed": seed})
+        result = train_stage1(features / LEARNT, config=chosen, progress=False)
         own.append(result.accuracy["held_out"])
         new.append(accuracy(result.head, unseen))
         cases = result.cases["held_out"]

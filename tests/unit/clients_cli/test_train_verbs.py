@@ -2,7 +2,7 @@
 
 
 def test_a_folder_that_is_no_cache_is_bad_input(molora, tmp_path):
-    done = molora("train", "stage1", tmp_path, tmp_path / "bundle")
+    done = molora("train", "stage1", "--features", tmp_path, "--out", tmp_path / "bundle")
     assert done.exit_code == 2
     assert "holds no whole feature cache" in done.stderr
     assert not (tmp_path / "bundle").exists()

@@ -187,7 +187,7 @@ def test_train_router(app, place, commits, monkeypatch):
     assert app.train_router.local("r.jsonl", "out", "base", "cache") == 0
     assert (place / "commands").read_text().splitlines() == [
         "train features r.jsonl cache --executor there:base",
-        "train stage1 cache out",
+        "train stage1 --features cache --out out",
     ]
     assert app.train_router.local("broken") == 4
     assert (place / "commands").read_text().count("stage1") == 1

@@ -57,7 +57,7 @@ class TestCases:
     ) -> None:
         digest = load_bundle(bundle).manifest.provenance.dataset_digest
         cache = write_cache(tmp_path / "cache", images=60, digest=digest)
-        self._trained_with(bundle, dataclasses.asdict(Stage1Config(seed=5)))
+        self._trained_with(bundle, Stage1Config(seed=5).model_dump())
         cases = cases_of(bundle, cache)
         table = load_features(cache)
         rows = split_by_image(table, Stage1Config(seed=5))["held_out"]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from training.run_config import RunConfig, read_run_config
+from training.run_config import RunConfig
 
 NEEDED = ["--model", "base", "--records", "data/all.jsonl", "--out", "run"]
 
 
 def read(*flags: str) -> RunConfig:
-    return read_run_config([*NEEDED, *flags], "molora train stage2")
+    return RunConfig.read([*NEEDED, *flags], "molora train stage2")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_flags_over_environment_over_file_over_defaults(
     monkeypatch.setenv("MOLORA_TRAIN_GATES__TEMPERATURE_START", "9")
     monkeypatch.setenv("MOLORA_TRAIN_SEED", "8")
     flags = ["--config", str(file), "--gates.temperature-start", "2", "--steps", "5"]
-    config = read_run_config(flags, "molora train stage2")
+    config = RunConfig.read(flags, "molora train stage2")
     assert (config.model, config.steps, config.seed) == (Path("from-file"), 5, 8)
     assert config.gates.model_dump() == {
         "estimator": "soft",
@@ -59,7 +59,7 @@ def test_what_is_saved_gives_the_same_run_again(tmp_path: Path) -> None:
     )  # fmt: skip
     config.save()
     saved = tmp_path / "run" / "run.yaml"
-    assert read_run_config(["--config", str(saved)], "molora train stage2") == config
+    assert RunConfig.read(["--config", str(saved)], "molora train stage2") == config
     # Nothing is left to a default that another version may have changed.
     written = yaml.safe_load(saved.read_text())
     assert set(written) == set(RunConfig.model_fields)
@@ -90,14 +90,14 @@ def test_a_wrong_value_is_named(flags: list[str], problem: str) -> None:
 
 
 def test_everything_that_is_missing_is_named_at_once() -> None:
-    with pytest.raises(ValueError, match=r"records: Field required\nout: Field required"):
-        read_run_config(["--model", "base"], "molora train stage2")
+    with pytest.raises(ValueError, match=r"out: Field required\nrecords: Field required"):
+        RunConfig.read(["--model", "base"], "molora train stage2")
 
 
 def test_a_key_that_nobody_knows(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: m\nrecords: r\nout: o\ntau: 3\n")
     with pytest.raises(ValueError, match="tau: Extra inputs"):
-        read_run_config(["--config", str(tmp_path / "c.yaml")], "x")
+        RunConfig.read(["--config", str(tmp_path / "c.yaml")], "x")
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "\xff".encode("latin-1")])
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=r"c\.yaml is no (mapping|YAML)"):
-        read_run_config(["--config", str(path)], "x")
+        RunConfig.read(["--config", str(path)], "x")
 
 
 def test_a_flag_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from training.heads import RouterHead
 from training.known_screens import KnownScreens, known_looks, known_screens
 from training.lessons import agent_rows, class_weights
 from training.stage1 import follow, head_logits, split_by_image, train_stage1
-from training.stage1_config import Stage1Config, read_run, save_run
+from training.stage1_config import Stage1Config
 
 EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abcd"))
 SPEC = FeatureSpec(2, "mean", "tower", "mean", 24, 16, "b" * 64, "1")
@@ -150,14 +150,14 @@ class TestTraining:
             assert torch.equal(again.head.state_dict()[name], value)
 
     def test_another_seed_gives_another(self, cache: Path, result) -> None:
-        config = dataclasses.replace(FAST, seed=1, max_epochs=2)
+        config = FAST.model_copy(update={"seed": 1, "max_epochs": 2})
         other = train_stage1(cache, config=config, progress=False)
         assert not torch.equal(
             other.head.state_dict()["text.1.weight"], result.head.state_dict()["text.1.weight"]
         )
 
     def test_tensorboard_is_told_every_epoch(self, cache: Path, tmp_path: Path) -> None:
-        config = dataclasses.replace(FAST, max_epochs=3)
+        config = FAST.model_copy(update={"max_epochs": 3})
         train_stage1(cache, config=config, progress=False, events=tmp_path)
         told = read_scalars(tmp_path / "events")
         assert {name.split("/")[0] for name in told} == {"gates", "loss", "marginal", "rate"}
@@ -182,11 +182,13 @@ class TestAveraging:
 
     def test_the_head_is_the_average_of_what_is_learnt(self, cache: Path) -> None:
         """After two steps: the first weights are taken as they are, the second follow."""
-        config = dataclasses.replace(FAST, batch_rows=1000, mixup=0.0, dropout=0.0, max_epochs=2)
+        config = FAST.model_copy(
+            update={"batch_rows": 1000, "mixup": 0.0, "dropout": 0.0, "max_epochs": 2}
+        )
         kept = "mix.5.weight"
 
         def trained(averaging: float, epochs: int) -> torch.Tensor:
-            chosen = dataclasses.replace(config, averaging=averaging, max_epochs=epochs)
+            chosen = config.model_copy(update={"averaging": averaging, "max_epochs": epochs})
             return train_stage1(cache, config=chosen, progress=False).head.state_dict()[kept]
 
         first, second = trained(0.0, 1), trained(0.0, 2)
@@ -235,39 +237,6 @@ class TestKnownCache:
         few = write_shard(tmp_path / "few", some, SPEC, EXPERTS, "d" * 64)
         with pytest.raises(ValueError, match="holds no screen of d; extract some of each"):
             known_looks(few, table.index)
-
-
-class TestRunFile:
-    def test_a_run_can_be_repeated_from_it(self, cache: Path, tmp_path: Path) -> None:
-        config = dataclasses.replace(FAST, seed=3, max_epochs=2)
-        path = save_run(config, tmp_path)
-        assert path == tmp_path / "run.yaml"
-        assert read_run(path) == config
-        heads = [
-            train_stage1(cache, config=each, progress=False) for each in (config, read_run(path))
-        ]
-        assert to_onnx(Judge(heads[0].head, heads[0].known)) == to_onnx(
-            Judge(heads[1].head, heads[1].known)
-        )
-
-    def test_what_is_left_out_has_its_default(self, tmp_path: Path) -> None:
-        (tmp_path / "run.yaml").write_text("seed: 4\n")
-        assert read_run(tmp_path / "run.yaml") == Stage1Config(seed=4)
-
-    @pytest.mark.parametrize(
-        ("content", "said"),
-        [
-            ("width: wide\n", "width: "),
-            ("mixup: -1\n", "mixup is -1.0: give a number from 0 on"),
-            ("averaging: 1\n", "averaging is 1.0: give a share"),
-            ("depth: 3\n", "has depth, which"),
-            ("[1]", "no mapping"),
-        ],
-    )
-    def test_what_is_wrong_is_named(self, tmp_path: Path, content: str, said: str) -> None:
-        (tmp_path / "run.yaml").write_text(content)
-        with pytest.raises(ValueError, match=said):
-            read_run(tmp_path / "run.yaml")
 
 
 class TestSplit:

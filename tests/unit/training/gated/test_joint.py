@@ -32,7 +32,7 @@ from training.heads import LayeredHead, RouterHead
 from training.known_screens import known_looks, read_known_screens
 from training.marginals import GatesCollapsed
 from training.outcome import features_for_bundle
-from training.run_config import RunConfig, read_run_config
+from training.run_config import RunConfig
 from training.setting import prepare
 from training.stage1 import train_stage1
 from training.stage1_config import Stage1Config
@@ -278,7 +278,7 @@ def test_a_stop_between_two_states_repeats_what_was_not_kept(tiny: TinyRun, out:
 def test_a_run_is_repeated_from_what_it_saved(tiny: TinyRun, out: Path) -> None:
     train_stage2(tiny.config(out / "one", steps=2))
     flags = ["--config", str(out / "one" / "run.yaml"), "--out", str(out / "two")]
-    train_stage2(read_run_config(flags, "molora train stage2"))
+    train_stage2(RunConfig.read(flags, "molora train stage2"))
     assert files(out / "one") == files(out / "two")
 
 
