@@ -22,7 +22,13 @@ from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.questions import base_questions, corpus
 from training.miniature.speed import fastest_device, patches_as_products
-from training.miniature.stream import Draw, ScreenStream, Source, in_background
+from training.miniature.stream import (
+    RESUMED_OFFSET,
+    Draw,
+    ScreenStream,
+    Source,
+    in_background,
+)
 from training.miniature.tower import teach_tower
 from training.screens.calendar import draw_calendar
 from training.screens.claim_window import draw_claim_window
@@ -150,7 +156,7 @@ class _Pupil:
         return self.work / "untrained"
 
     def tower(self, name: str, course: Course, steps: int, learning_rate: float) -> None:
-        """Teaches the tower alone, or takes it as an earlier run left it."""
+        """Teaches the tower alone."""
         with self.clock.step(name):
             teach_tower(
                 self.model.model,
@@ -182,7 +188,7 @@ class _Pupil:
             ScreenReader(self._untrained),
             PromptBuilder(tokenizer),
             course.sources,
-            seed=self.seed + 1_000_003 * fit.step + int(tower),
+            seed=self.seed + RESUMED_OFFSET * fit.step + int(tower),
         )
         with self.clock.step(name):
             fit.run(in_background(stream), sources=course.sources_a_step, title=name)

@@ -26,7 +26,13 @@ from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
 from training.miniature.marks import lines, marks, targets
 from training.miniature.speed import fastest_device, patches_as_products
-from training.miniature.stream import Draw, ScreenStream, Source, in_background
+from training.miniature.stream import (
+    RESUMED_OFFSET,
+    Draw,
+    ScreenStream,
+    Source,
+    in_background,
+)
 from training.packing import QuestionAnswer
 from training.screens.tasks import (
     ACCOUNT_SCREEN,
@@ -116,7 +122,7 @@ def train_expert(name: str, base: Path, work: Path, *, seed: int) -> Path:
         ScreenReader(base),
         PromptBuilder(tokenizer),
         [source],
-        seed=seed + 1_000_003 * (fit.step + 1),
+        seed=seed + RESUMED_OFFSET * (fit.step + 1),
     )
     fit.run(in_background(stream), sources=1, title=name)
     about = {

@@ -6,9 +6,10 @@ Knows batches, optimiser and checkpoints on disk; does not know what a screen sh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -90,7 +91,6 @@ class Fit:
 
     def save(self) -> None:
         """Writes parameters, optimiser and step, atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         named = self.model.named_parameters()
         trained = {name: p.detach() for name, p in named if p.requires_grad}
         state = {
@@ -99,9 +99,7 @@ class Fit:
             "optimiser": self._optimiser.state_dict(),
             "guide": self.guide.state_dict(),
         }
-        partial = self._state_file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._state_file)
+        write_state(state, self._state_file)
 
     def _one_step(
         self, turns: Iterator[list[PackedRow]], sources: int
@@ -125,6 +123,19 @@ class Fit:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         return losses, exacts
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Writes what a stopped run goes on from, whole or not at all.
+
+    Args:
+        state: Tensors, numbers and containers of them.
+        path: The file; its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(dict(state), partial)
+    partial.replace(path)
 
 
 def learning_rate(config: FitConfig, step: int) -> float:

@@ -22,6 +22,8 @@ from training.packing import PackedRow, QuestionAnswer, pack_row
 # So few screens would be asked about too often.
 _FEW = 16
 _MOST_WORKERS = 8
+# A step from which a stopped run goes on, times this, is added to its seed: it draws other screens.
+RESUMED_OFFSET = 1_000_003
 # Between the seeds of two processes that draw the same stream.
 _WORKER_OFFSET = 10_000_019
 

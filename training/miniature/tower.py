@@ -20,10 +20,10 @@ from torch.utils.data import IterableDataset
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from executor_service.model.screen import PixelInput, ScreenReader
-from training.miniature.fit import FitConfig, learning_rate, steps_with_progress
+from training.miniature.fit import FitConfig, learning_rate, steps_with_progress, write_state
 from training.miniature.marks import NAMES, marks
 from training.miniature.speed import mixed_precision, moved
-from training.miniature.stream import Draw, in_background, worker_rng
+from training.miniature.stream import RESUMED_OFFSET, Draw, in_background, worker_rng
 
 # Marks are rare: most tokens hold none, and each name is absent from most.
 POSITIVE_WEIGHT = 8.0
@@ -139,29 +139,40 @@ def teach_tower(
     config: FitConfig,
     seed: int,
 ) -> None:
-    """Trains the tower of `backbone` in place, or loads what an earlier run taught it.
+    """Trains the tower of `backbone` in place, or goes on where a stopped run left off.
 
     Args:
         backbone: Its `visual` is trained.
         checkpoint: Directory with the image processor's settings.
-        state: File that the taught tower is written to.
+        state: File that tower, head and optimiser are kept in.
         draws: The screens of each step.
         config: How long and how fast.
         seed: Of head and screens.
     """
     tower = backbone.visual
-    if state.exists():
-        tower.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
-        return
     torch.manual_seed(seed)
     vision: Any = backbone.config.vision_config
     head = MarkHead(vision.out_hidden_size).to(backbone.device)
     parameters = [*tower.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-    stream = LessonStream(ScreenReader(checkpoint), draws, seed=seed)
+    learning = {"tower": tower, "head": head, "optimiser": optimiser}
+    first = 0
+    if state.exists():
+        held = torch.load(state, map_location="cpu", weights_only=True)
+        first = held.pop("step")
+        for name, part in held.items():
+            learning[name].load_state_dict(part)
+    if first >= config.steps:
+        return
+
+    def save(steps: int) -> None:
+        parts = {name: part.state_dict() for name, part in learning.items()}
+        write_state({"step": steps, **parts}, state)
+
+    stream = LessonStream(ScreenReader(checkpoint), draws, seed=seed + RESUMED_OFFSET * first)
     lessons = in_background(stream)
     tower.train()
-    for step, report in steps_with_progress(state.stem, 0, config.steps):
+    for step, report in steps_with_progress(state.stem, first, config.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, step)
         lesson = moved(next(lessons), backbone.device)
@@ -175,5 +186,6 @@ def teach_tower(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         report(f"loss {loss.item():.2f} found {found:.0%} placed {placed:.0%}")
-    state.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(tower.state_dict(), state)
+        if (step + 1) % config.save_every == 0:
+            save(step + 1)
+    save(config.steps)
