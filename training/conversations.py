@@ -6,7 +6,7 @@ Knows records, prompts and files; knows no model and no loss.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from executor_service.model.reference import Instruction
 from executor_service.model.screen import PixelInput, ScreenReader
+from training.data.origin import image_number
 from training.data.records import Record, read_labelled
 
 
@@ -86,6 +87,19 @@ class Conversations:
             (*written, self._builder.end_of_turn),
             self._names.index(adapter),
         )
+
+    def without(self, images: Collection[int]) -> Conversations:
+        """Those on other screens.
+
+        Args:
+            images: Screens, numbered as `image_number` does.
+        """
+        kept = [
+            record
+            for record in self._records
+            if image_number(record, (self._images / record.image).read_bytes()) not in images
+        ]
+        return Conversations(kept, self._images, self._reader, self._builder, self._systems)
 
     def marginals(self) -> torch.Tensor:
         """Share of the records that each expert has, float32 [K]."""

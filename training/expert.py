@@ -31,8 +31,8 @@ from executor_service.model.experts import ABOUT_FILE, check_name
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.rows import rope_positions
 from executor_service.model.screen import ScreenReader
-from training.conversations import Conversation, Conversations, labelled_records
-from training.data.records import Record
+from training.conversations import Conversation, Conversations
+from training.data.records import Record, read_labelled
 from training.events import Events
 from training.lora import lora_config
 from training.processes import on_cpu, this_process
@@ -79,10 +79,10 @@ def train_expert(config: RunConfig, *, progress: Progress | None = None) -> Expe
     check_name(name)
     processes = this_process()
     digest = base_digest(config.model)
+    records = _records_of(name, config.records)
     with processes.main_process_first():
         config.save()
         config.pin({"model": digest, "records": digest_of(config.records)})
-    records = labelled_records(config.records, [name])
     system = system_prompt(records, config.lora.system_prompt)
     records = [replace(record, turns=record.turns[-2:]) for record in records]
     model = load_base(config.model, device="cpu", dtype=getattr(torch, config.dtype))
@@ -101,6 +101,16 @@ def train_expert(config: RunConfig, *, progress: Progress | None = None) -> Expe
         write_expert(adapted, directory, about, base_name(config.model))
     processes.wait_for_everyone()
     return ExpertResult(directory, len(adapted.targeted_module_names), loss)
+
+
+def _records_of(name: str, path: Path) -> list[Record]:
+    """Those of one expert; a data set has all of them in one file."""
+    records = read_labelled(path)
+    own = [record for record in records if record.adapter == name]
+    if not own:
+        named = ", ".join(sorted({str(record.adapter) for record in records}))
+        raise ValueError(f"no record in {path} names {name}: it has those of {named}")
+    return own
 
 
 def _fit(

@@ -31,8 +31,8 @@ from safetensors.torch import load_file, save_file
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
 from training.data.hints import AGENT_EXPERT, read_hint
+from training.data.origin import image_number
 from training.data.records import Record, read_records
-from training.data.sample import ORIGIN
 from training.feature_index import INDEX_FILE, FeatureIndex, read_index, to_json
 
 # Of a shard at most; the 8B's features of one record may be 256 KiB.
@@ -167,7 +167,7 @@ def _extract(
     for record in records:
         if record.image != path:
             data = (images_root / record.image).read_bytes()
-            path, image = record.image, _image_of(record, data)
+            path, image = record.image, image_number(record, data)
             screen = ContextRef("", data=data)
         features = client.features(record.prompt, screen)
         screen = features.context
@@ -183,15 +183,6 @@ def _extract(
             hinted=hinted,
             confidence=confidence,
         )
-
-
-def _image_of(record: Record, data: bytes) -> int:
-    """What splits must not cut: the file, or the one that its screen was made of."""
-    origin = record.metadata.get(ORIGIN, _sha256(data))
-    try:
-        return int.from_bytes(bytes.fromhex(origin)[:8], "big", signed=True)
-    except (TypeError, ValueError):
-        raise ValueError(f"a record's {ORIGIN} is no sha256 in hex; leave it out") from None
 
 
 def _with_hints(shard: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

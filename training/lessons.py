@@ -42,7 +42,9 @@ class Lessons:
         mixup: float,
     ) -> None:
         experts, train = len(table.index.experts), splits["train"]
-        self.rows = torch.cat([train, agent_rows(table, splits)])
+        # Of a single expert an agent has nothing to say.
+        agents = agent_rows(table, splits) if experts > 1 else train[:0]
+        self.rows = torch.cat([train, agents])
         self.weights = class_weights(table.label[train], experts)
         self._table = table
         self._shares = Beta(mixup, mixup) if mixup else None

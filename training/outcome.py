@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from executor_service.model.experts import ExpertSet
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from router_service.core import ExpertEntry
@@ -42,12 +44,14 @@ class Outcome:
         bundle: Directory of the router bundle; None where no features were named.
         experts: Directories of the experts that were written, by name; empty in stage 2.
         accuracy: Of the head, split name to share; empty without features.
+        left_out: Records that the run did not learn from, see `kept_apart`.
     """
 
     head: SavedHead
     bundle: Path | None
     experts: Mapping[str, Path]
     accuracy: Mapping[str, float]
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class BundleFeatures:
     table: FeatureTable
     known: KnownLooks | None
     splits: Stage1Config
+
+    def measured(self) -> set[int]:
+        """Numbers of the images that the head is calibrated and measured on."""
+        splits = split_by_image(self.table, self.splits)
+        rows = torch.cat([splits["validation"], splits["held_out"]])
+        return set(self.table.image[rows].tolist())
 
 
 def features_for_bundle(setting: Setting) -> BundleFeatures | None:
@@ -86,6 +96,26 @@ def features_for_bundle(setting: Setting) -> BundleFeatures | None:
     split_by_image(table, splits)
     known = known_looks(config.known, table.index) if config.known else None
     return BundleFeatures(table, known, splits)
+
+
+def kept_apart(setting: Setting, features: BundleFeatures | None) -> Setting:
+    """The run without the records of screens that its bundle is calibrated and measured on.
+
+    Args:
+        setting: The run's.
+        features: What `features_for_bundle` gave.
+
+    Raises:
+        ValueError: No record is left.
+    """
+    if features is None:
+        return setting
+    rows = setting.rows.without(features.measured())
+    if not len(rows):
+        raise ValueError(
+            "the bundle is measured on the screens of all records; give features of others"
+        )
+    return dataclasses.replace(setting, rows=rows, left_out=len(setting.rows) - len(rows))
 
 
 def finish(
@@ -120,7 +150,7 @@ def finish(
             bundle, accuracy = export_bundle(result, config.out / BUNDLE_FOLDER), result.accuracy
             _state_run(bundle, config, splits, stage)
     setting.accelerator.wait_for_everyone()
-    return Outcome(saved, bundle, written, accuracy)
+    return Outcome(saved, bundle, written, accuracy, setting.left_out)
 
 
 def _splits(config: RunConfig, table: FeatureTable) -> Stage1Config:

@@ -39,7 +39,7 @@ class Run(BaseSettings):
     )
 
     out: Path
-    """Folder of the run; a run that was stopped goes on there."""
+    """Folder of the run."""
 
     @classmethod
     def read(cls, argv: Sequence[str], prog: str) -> Self:
@@ -89,18 +89,23 @@ class Run(BaseSettings):
     def save(self) -> None:
         """Writes `run.yaml` into the run's folder, whole or not at all.
 
+        What a run that never got to learn left there is replaced.
+
         Raises:
             ValueError: The folder holds a run with another configuration.
         """
         path = self.out / RUN_FILE
         if path.exists():
             held = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if changed := sorted(_different(held, self.written())):
+            # A folder may have been moved, or be named another way.
+            changed = sorted(set(_different(held, self.written())) - {"out"})
+            if not changed:
+                return
+            if self._begun():
                 raise ValueError(
                     f"{self.out} holds another run, with other {', '.join(changed)}; "
                     "give another folder, or the same configuration to go on"
                 )
-            return
         self.out.mkdir(parents=True, exist_ok=True)
         write_whole(path, yaml.safe_dump(self.written(), sort_keys=False))
 
@@ -114,15 +119,21 @@ class Run(BaseSettings):
             ValueError: The run began with something else.
         """
         path = self.out / INPUTS_FILE
-        if not path.exists():
-            write_whole(path, json.dumps(dict(inputs), indent=2, sort_keys=True) + "\n")
-            return
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if changed := sorted(_different(held, dict(inputs))):
-            raise ValueError(
-                f"{', '.join(changed)} changed since the run in {self.out} began; "
-                "give another folder, or what it began with"
-            )
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(_different(held, dict(inputs)))
+            if not changed:
+                return
+            if self._begun():
+                raise ValueError(
+                    f"{', '.join(changed)} changed since the run in {self.out} began; "
+                    "give another folder, or what it began with"
+                )
+        write_whole(path, json.dumps(dict(inputs), indent=2, sort_keys=True) + "\n")
+
+    def _begun(self) -> bool:
+        """Whether the folder holds more than what a run is told."""
+        return bool({path.name for path in self.out.iterdir()} - {RUN_FILE, INPUTS_FILE})
 
 
 def digest_of(path: Path) -> str:
@@ -147,7 +158,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no YAML: give a run's configuration") from error
-    if not isinstance(content, dict):
+    if not (isinstance(content, dict) and all(isinstance(name, str) for name in content)):
         raise ValueError(f"{path} is no mapping: write `name: value` lines")
     return content
 

@@ -34,7 +34,7 @@ from training.processes import on_cpu
 from training.run_config import Router, RunConfig
 from training.run_file import digest_of
 
-_NEW_HEAD = Router(
+NEW_HEAD = Router(
     width=128, dropout=0.1, text_layer=2, text_pooling="mean", vision_source="levels",
     vision_pooling="statistics",
 )  # fmt: skip
@@ -50,6 +50,7 @@ class Setting:
         spec: What the router reads.
         head: What is trained, and its shape.
         anchor: The head that was started from; None for a new one.
+        left_out: Records that `rows` does not have, because a bundle is measured on their screens.
     """
 
     config: RunConfig
@@ -60,6 +61,7 @@ class Setting:
     spec: FeatureSpec
     head: SavedHead
     anchor: SavedHead | None
+    left_out: int = 0
 
 
 def prepare(config: RunConfig) -> Setting:
@@ -124,7 +126,7 @@ def resolved(config: RunConfig, anchor: SavedHead | None) -> RunConfig:
         raise ValueError(f"no expert is called {', '.join(missing)}; name its directory")
     if not names:
         raise ValueError("no expert was found; give experts_root or lora_modules")
-    router = _NEW_HEAD if anchor is None else _router_of(anchor.shape)
+    router = NEW_HEAD if anchor is None else _router_of(anchor.shape)
     given = config.router.model_dump(exclude_none=True)
     for field in ("width", *_HOOK) if anchor else ():
         if given.get(field, getattr(router, field)) != getattr(router, field):

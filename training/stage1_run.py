@@ -25,6 +25,7 @@ def run_stage1(run: Stage1Run, *, progress: bool = True) -> tuple[Stage1Result, 
 
     Raises:
         ArithmeticError: No validation loss is a number.
+        RuntimeError: The exported head does not say what the trained one does.
         ValueError: A cache cannot be used, or the folder holds another run.
     """
     read_index(run.features)

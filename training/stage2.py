@@ -9,7 +9,7 @@ Knows what stage 2 trains and leaves behind; the loop is `joint`'s.
 from __future__ import annotations
 
 from training.joint import AnchoredRouter, Joint, Progress, head_group
-from training.outcome import Outcome, features_for_bundle, finish
+from training.outcome import Outcome, features_for_bundle, finish, kept_apart
 from training.run_config import RunConfig
 from training.setting import prepare
 
@@ -28,6 +28,7 @@ def train_stage2(config: RunConfig, *, progress: Progress | None = None) -> Outc
     """
     setting = prepare(config)
     features = features_for_bundle(setting)
+    setting = kept_apart(setting, features)
     router = AnchoredRouter(setting.head.head, setting.anchor)
     Joint(setting, setting.experts, router, [head_group(router, setting)]).run(progress)
     return finish(setting, router, features, stage=2, experts=setting.experts, written={})

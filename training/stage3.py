@@ -8,7 +8,7 @@ from __future__ import annotations
 from executor_service.model.experts import ExpertLocation
 from executor_service.model.loading import load_expert
 from training.joint import AnchoredRouter, Joint, Progress, head_group
-from training.outcome import Outcome, features_for_bundle, finish
+from training.outcome import Outcome, features_for_bundle, finish, kept_apart
 from training.run_config import RunConfig
 from training.setting import prepare
 from training.trainable_experts import TrainableExperts
@@ -33,6 +33,7 @@ def train_stage3(config: RunConfig, *, progress: Progress | None = None) -> Outc
     """
     setting = prepare(config)
     features = features_for_bundle(setting)
+    setting = kept_apart(setting, features)
     router = AnchoredRouter(setting.head.head, setting.anchor)
     experts = TrainableExperts(setting.experts, setting.model)
     rates = setting.config.rates

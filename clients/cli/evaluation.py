@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from training.evaluation.evaluation import Evaluation
     from training.evaluation.run import Run
     from training.judgement_report import Judgement
+    from training.scoring import Rate
     from training.services import Services
 
 STDOUT = Path("-")
@@ -169,18 +170,28 @@ def write_json(file: Path, value: object) -> None:
 
 
 def show(evaluation: Evaluation) -> None:
-    """The rates, overall and by expert, on stdout."""
+    """The rates, overall with what they could be and by expert, on stdout."""
     from training.evaluation.core import MODES
     from training.evaluation.scores import WRONG
 
     modes = (*MODES, WRONG)
-    parts = {"all": evaluation.whole, **evaluation.by_expert}
+    whole, routing = evaluation.whole, evaluation.routing
+    rates = {
+        "gate": whole.gate,
+        **{mode: whole.scores[mode].rate for mode in modes},
+        "gate, screens shuffled": routing.shuffled.own,
+        "gate, text blanked": routing.blanked.own,
+    }
+    output.table(
+        None,
+        ("all experts", "right", "n", "rate", "95 %"),
+        [_rate(name, rate) for name, rate in rates.items()],
+    )
     rows = []
-    for name, part in parts.items():
+    for name, part in evaluation.by_expert.items():
         scores = [part.scores[mode].rate for mode in modes]
         rows.append([name, part.cases, part.gate.value, *(s.value if s else None for s in scores)])
     output.table(None, ("expert", "cases", "gate", *modes), rows)
-    whole, routing = evaluation.whole, evaluation.routing
     headline = "  ".join(
         f"{mode} / oracle {'none' if ratio is None else f'{ratio:.3f}'}"
         for mode, ratio in whole.of_oracle.items()
@@ -188,10 +199,16 @@ def show(evaluation: Evaluation) -> None:
     error = f"{whole.calibrated.ece:.4f}" if whole.calibrated else "none"
     output.console.print(
         f"{headline}  macro-F1 {routing.macro_f1:.3f}  calibration error {error}  "
-        f"screens shuffled {routing.shuffled.own.value:.3f}  "
-        f"text blanked {routing.blanked.own.value:.3f}  {whole.vacuous} vacuous",
+        f"{whole.vacuous} vacuous",
         markup=False,
     )
+
+
+def _rate(name: str, rate: Rate | None) -> list[Any]:
+    if rate is None:
+        return [name, None, 0, None, ""]
+    low, high = rate.interval
+    return [name, rate.passed, rate.n, rate.value, f"{low:.3f} to {high:.3f}"]
 
 
 @contextlib.contextmanager

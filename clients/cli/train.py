@@ -191,12 +191,17 @@ def _print(outcome: Outcome | None, as_json: bool) -> None:
         "bundle": outcome.bundle,
         "accuracy": outcome.accuracy,
         "temperature": outcome.head.temperature,
+        "left_out": outcome.left_out,
     }
     if as_json:
         output.print_json(connection.plain(stated))
         return
     if outcome.accuracy:
         output.table(None, ("split", "accuracy"), list(outcome.accuracy.items()))
+    if outcome.left_out:
+        output.console.print(
+            f"left out {outcome.left_out} records: the bundle is measured on their screens"
+        )
     for name, directory in outcome.experts.items():
         output.console.print(f"expert {name} in {directory}", markup=False)
     if outcome.bundle is not None:

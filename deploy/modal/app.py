@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def train_router(
 
     Args:
         records: JSONL file on the volume.
-        out: Gets the bundle.
+        out: Gets the bundle, in place of the one that is there.
         model: Checkpoint directory on the volume.
         cache: Gets the features, and keeps them for the next time.
 
@@ -147,7 +148,13 @@ def train_router(
         executor.wait_serving(START_S)
         code = _run("train", "features", records, cache, "--executor", address)
     if code == 0:
-        code = _run("train", "stage1", "--features", cache, "--out", out)
+        # No run is written over another one; what is served stays until there is something new.
+        fresh = f"{out}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        code = _run("train", "stage1", "--features", cache, "--out", fresh)
+        if code == 0:
+            shutil.rmtree(out, ignore_errors=True)
+            os.replace(fresh, out)
     volume.commit()
     return code
 

@@ -17,11 +17,9 @@ from pathlib import Path
 
 from training.data.augment import augment_record
 from training.data.images import find_image, open_image
+from training.data.origin import ORIGIN
 from training.data.records import Record, check_new_folder, write_records
 from training.data.sampling import NO_TASK, RecordIndex
-
-ORIGIN = "changed_from"
-"""Where the metadata of a record with a changed screen holds the sha256 of the screen's file."""
 
 
 @dataclass(frozen=True)

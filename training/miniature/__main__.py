@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.data.synthesize import synthesize
+from training.miniature.appearing import appearing_whole
 from training.miniature.base import Steps, pretrain
 from training.miniature.clock import Clock
 from training.miniature.experts import LEFT_OUT, RECIPES, train_expert
@@ -65,18 +66,18 @@ def _train_experts(base: Path, work: Path, seed: int, clock: Clock) -> None:
 def publish(work: Path, out: Path) -> None:
     """Copies the trained parts to `out` and draws the sample set beside them."""
     for part in ("base", "experts", "router"):
-        shutil.rmtree(out / part, ignore_errors=True)
-        shutil.copytree(work / part, out / part)
-    shutil.rmtree(out / "samples", ignore_errors=True)
-    synthesize(
-        out / "samples",
-        images_per_kind=6,
-        tasks_per_image=5,
-        seed=SAMPLES_SEED,
-        shares={"train": 0.4, "held_out": 0.6},
-        experts=tuple(RECIPES),
-        left_out=LEFT_OUT,
-    )
+        with appearing_whole(out / part) as partial:
+            shutil.copytree(work / part, partial, dirs_exist_ok=True)
+    with appearing_whole(out / "samples") as partial:
+        synthesize(
+            partial,
+            images_per_kind=6,
+            tasks_per_image=5,
+            seed=SAMPLES_SEED,
+            shares={"train": 0.4, "held_out": 0.6},
+            experts=tuple(RECIPES),
+            left_out=LEFT_OUT,
+        )
 
 
 def _arguments() -> argparse.Namespace:

@@ -6,6 +6,7 @@ Knows which screens and system prompts there are; does not know the experts' tas
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.synthesize import DRAWS, EXPERTS
+from training.miniature.appearing import appearing_whole
 from training.miniature.checkpoint import write_untrained
 from training.miniature.clock import Clock
 from training.miniature.fit import Fit, FitConfig
@@ -116,9 +118,10 @@ def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
         The trained checkpoint's directory.
     """
     untrained, out = work / "untrained", work / "base"
-    if not (untrained / "config.json").exists():
-        write_untrained(untrained, _corpus(seed), seed=seed)
-    if (out / "model.safetensors").exists():
+    if not untrained.exists():
+        with appearing_whole(untrained) as partial:
+            write_untrained(partial, _corpus(seed), seed=seed)
+    if out.exists():
         return out
     model = Qwen3VLForConditionalGeneration.from_pretrained(
         untrained, dtype=torch.float32, device_map=fastest_device()
@@ -133,11 +136,14 @@ def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
     pupil.answers("all-decoder", ALL, steps.all_decoder, 1.5e-3, tower=False)
     pupil.answers("all-base", ALL, steps.all_base, 1e-3, tower=True)
     pupil.guide.remove()
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (untrained / name).exists():
-            _copy(untrained / name, out / name)
-    _copy(untrained / "preprocessor_config.json", out / "preprocessor_config.json")
-    model.save_pretrained(out)
+    with appearing_whole(out) as partial:
+        model.save_pretrained(partial)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if (untrained / name).exists():
+                shutil.copyfile(untrained / name, partial / name)
+        shutil.copyfile(
+            untrained / "preprocessor_config.json", partial / "preprocessor_config.json"
+        )
     return out
 
 
@@ -206,8 +212,3 @@ def _corpus(seed: int) -> list[str]:
         for source in (*FIRST.sources, *ALL.sources):
             texts += corpus(source.ask(source.draw(rng), rng, 40))
     return texts
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(source.read_bytes())

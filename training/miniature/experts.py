@@ -15,6 +15,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from executor_service.model.checkpoint import base_digest
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.calls import format_calls
@@ -129,6 +130,7 @@ def train_expert(name: str, base: Path, work: Path, *, seed: int) -> Path:
         "label": recipe.label,
         "system_prompt": EXPERT_SYSTEMS[name],
         "task_types": sorted(_task_types(recipe.draw)),
+        "base_digest": base_digest(base),
     }
     write_expert(adapted, out, about, "molora/miniature")
     return out

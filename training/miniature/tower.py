@@ -107,11 +107,15 @@ class MarkHead(nn.Module):
         nn.init.constant_(self.names.bias, -5.0)
 
     def forward(self, tokens: torch.Tensor, lesson: Lesson) -> tuple[torch.Tensor, float, float]:
-        """The loss, the share of marks that their token names (logit above zero), of right places.
+        """What the tokens say, against what they show.
 
         Args:
             tokens: The tower's output, [image tokens, width].
             lesson: What they show.
+
+        Returns:
+            The loss, the share of marks that their token names (its logit is above zero), and the
+            share of bins of width and height that are right.
         """
         logits = self.names(tokens)
         present = torch.zeros_like(logits)
@@ -121,10 +125,10 @@ class MarkHead(nn.Module):
             logits, present, pos_weight=weight, reduction="sum"
         )
         offsets = self.offsets(tokens).view(len(tokens), -1, 2)[lesson.token, lesson.name]
-        placed = F.l1_loss(offsets, lesson.offset, reduction="sum")
+        missed = F.l1_loss(offsets, lesson.offset, reduction="sum")
         places = self.places(tokens).view(-1, PLACES)
         located = F.cross_entropy(places, lesson.place.flatten())
-        loss = (named + POSITIVE_WEIGHT * placed) / len(lesson.token) + PLACE_WEIGHT * located
+        loss = (named + POSITIVE_WEIGHT * missed) / len(lesson.token) + PLACE_WEIGHT * located
         found = (logits[lesson.token, lesson.name] > 0).float().mean()
         right = (places.argmax(-1) == lesson.place.flatten()).float().mean()
         return loss, float(found), float(right)

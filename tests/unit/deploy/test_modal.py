@@ -56,6 +56,10 @@ CLI = """
 import pathlib, sys
 with (pathlib.Path({folder!r}) / "commands").open("a") as out:
     print(*sys.argv[1:], file=out)
+if "--out" in sys.argv:
+    made = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+    made.mkdir()
+    (made / "new").touch()
 sys.exit(4 if "broken" in sys.argv else 0)
 """
 
@@ -184,12 +188,16 @@ def test_train_router(app, place, commits, monkeypatch):
         )
 
     monkeypatch.setattr(app, "_executor", executor)
+    (place / "out").mkdir()
+    (place / "out" / "old").touch()
     assert app.train_router.local("r.jsonl", "out", "base", "cache") == 0
+    assert [path.name for path in (place / "out").iterdir()] == ["new"]
     assert (place / "commands").read_text().splitlines() == [
         "train features r.jsonl cache --executor there:base",
-        "train stage1 --features cache --out out",
+        "train stage1 --features cache --out out.new",
     ]
     assert app.train_router.local("broken") == 4
+    assert (place / "out" / "new").exists()
     assert (place / "commands").read_text().count("stage1") == 1
     assert commits == ["commit"] * 2, "what was extracted is kept all the same"
 

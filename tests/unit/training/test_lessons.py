@@ -104,3 +104,19 @@ class TestMixing:
         batch = torch.tensor([7])
         expected = lessons(table, 0.0).loss(head, batch)
         assert float(lessons(table, 0.4).loss(head, batch)) == pytest.approx(float(expected))
+
+
+def test_of_a_single_expert_an_agent_has_nothing_to_say(tmp_path: Path) -> None:
+    shard = {
+        "text": torch.randn(4, 8),
+        "vision": torch.randn(4, 6),
+        "label": torch.tensor([0, 0, 0, -1]),
+        "image": torch.arange(4),
+        "source": torch.zeros(4, dtype=torch.int64),
+        "hinted": torch.tensor([-1, -1, -1, 0]),
+        "confidence": torch.full((4,), 0.5),
+    }
+    table = load_features(write_shard(tmp_path, shard, SPEC, EXPERTS[:1], "d" * 64))
+    learnt = lessons(table, 0.4)
+    assert learnt.rows.tolist() == [0, 1, 2]
+    assert learnt.loss(RouterHead(8, 6, 1, 16, 0.0), learnt.rows).item() == 0

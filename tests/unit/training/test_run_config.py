@@ -74,6 +74,27 @@ def test_the_same_run_may_go_on_and_another_may_not(tmp_path: Path) -> None:
         read(*out, "--steps", "3", "--gates.top-k", "2").save()
 
 
+def test_a_run_that_never_got_to_learn_may_be_corrected(tmp_path: Path) -> None:
+    wrong, right = read("--out", str(tmp_path), "--steps", "3"), read("--out", str(tmp_path))
+    wrong.save()
+    wrong.pin({"records": ""})
+    right.save()
+    right.pin({"records": "a"})
+    (tmp_path / "state").mkdir()
+    right.save()
+    with pytest.raises(ValueError, match="holds another run, with other steps"):
+        wrong.save()
+    with pytest.raises(ValueError, match="records changed since"):
+        right.pin({"records": "b"})
+
+
+def test_a_folder_may_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    read("--out", str(tmp_path)).save()
+    tmp_path.rename(tmp_path.with_name("moved"))
+    read("--out", str(tmp_path.with_name("moved"))).save()
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -100,7 +121,7 @@ def test_a_key_that_nobody_knows(tmp_path: Path) -> None:
         RunConfig.read(["--config", str(tmp_path / "c.yaml")], "x")
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "\xff".encode("latin-1")])
+@pytest.mark.parametrize("content", ["- a\n- b\n", "1: a\n", "a: [", "\xff".encode("latin-1")])
 def test_a_file_that_is_no_configuration(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

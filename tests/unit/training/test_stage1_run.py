@@ -79,6 +79,15 @@ def test_what_is_known_is_the_cache_s_that_is_named(cache: Path, tmp_path: Path)
     assert result.known_digest == "d" * 64
 
 
+def test_a_cache_of_what_is_known_that_is_missing_may_be_named_right(
+    cache: Path, tmp_path: Path
+) -> None:
+    wrong = read(cache, tmp_path, *FAST, "--known", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="holds no whole feature cache"):
+        run_stage1(wrong, progress=False)
+    run_stage1(read(cache, tmp_path, *FAST), progress=False)
+
+
 def test_no_cache_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no whole feature cache"):
         run_stage1(read(tmp_path, tmp_path / "out"), progress=False)

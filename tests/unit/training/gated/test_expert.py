@@ -182,5 +182,15 @@ def test_records_of_several_system_prompts(own: Path) -> None:
 def test_what_is_refused(tiny: TinyRun, own: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lora\.name is not set"):
         train_expert(config(tiny, own, tmp_path, lora={"rank": 4}))
-    with pytest.raises(ValueError, match="records name scroller, which is none of clicker"):
-        train_expert(config(tiny, own, tmp_path / "a", records=tiny.records))
+    lora = {"name": "dragger", "rank": 4}
+    with pytest.raises(ValueError, match=r"names dragger: it has those of clicker, scroller"):
+        train_expert(config(tiny, own, tmp_path / "a", records=tiny.records, lora=lora))
+    assert not (tmp_path / "a").exists()
+
+
+def test_of_a_data_set_it_learns_its_own_records(
+    tiny: TinyRun, own: Path, trained: Path, tmp_path: Path
+) -> None:
+    of_all = train_expert(config(tiny, own, tmp_path, records=tiny.records)).directory
+    for name in ("adapter/adapter_model.safetensors", "expert.json"):
+        assert (of_all / name).read_bytes() == (trained / name).read_bytes()

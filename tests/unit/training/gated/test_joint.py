@@ -25,13 +25,15 @@ from tests.support.tiny_run import (
     load_experts,
     write_features,
 )
+from training.data.origin import image_number
+from training.data.records import read_labelled
 from training.export import export_bundle
 from training.features import load_features
 from training.head_file import load_head, save_head
 from training.heads import LayeredHead, RouterHead
 from training.known_screens import known_looks, read_known_screens
 from training.marginals import GatesCollapsed
-from training.outcome import features_for_bundle
+from training.outcome import BundleFeatures, features_for_bundle, kept_apart
 from training.run_config import RunConfig
 from training.setting import prepare
 from training.stage1 import train_stage1
@@ -402,6 +404,36 @@ def test_a_cache_stays_split_as_it_was_for_the_head_that_is_started_from(
         third = features_for_bundle(prepare(config))
         assert third is not None
         assert (third.splits.seed, third.splits.held_out_share) == (3, 0.3)
+
+
+def test_what_the_bundle_is_measured_on_is_not_learnt_from(
+    tiny: TinyRun,
+    features: Path,
+    started: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The records' own cache, with the numbers that its images have in one."""
+    records = read_labelled(tiny.records)
+    data = [(tiny.records.parent / record.image).read_bytes() for record in records]
+    numbers = torch.tensor(list(map(image_number, records, data)))
+    table = load_features(features)
+    columns = {name: getattr(table, name) for name in ("text", "vision", "label", "source")}
+    spec, experts = table.index.feature_spec, table.index.experts
+    cache = write_shard(tmp_path / "c", columns | {"image": numbers}, spec, experts, "d" * 64)
+    config = tiny.config(tmp_path / "run", features=cache, start=started, steps=1, router={})
+    setting = prepare(config)
+    bundle = features_for_bundle(setting)
+    apart = kept_apart(setting, bundle)
+    assert bundle is not None
+    left = sum(number in bundle.measured() for number in numbers.tolist())
+    assert 0 < left < len(records)
+    assert (apart.left_out, len(apart.rows)) == (left, len(records) - left)
+    assert train_stage2(config).left_out == left
+    assert kept_apart(setting, None).left_out == 0
+    monkeypatch.setattr(BundleFeatures, "measured", lambda self: set(numbers.tolist()))
+    with pytest.raises(ValueError, match="give features of others"):
+        kept_apart(setting, bundle)
 
 
 def test_gates_per_layer_have_a_bundle_too(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from executor_service.settings import ExecutorSettings
 from router_service.core import ExpertEntry, FeatureSpec
 from tests.support.feature_cache import write_shard
+from training.run_config import Router
+from training.setting import NEW_HEAD
 from training.stage1_config import Stage1Config
 from training.study.choices import Spec, choices, compare, fit
 from training.study.kept import Kept
@@ -28,6 +31,26 @@ def write_cache(folder, *, seed, flip=False):
     }
     spec = FeatureSpec(2, "mean", "tower", "mean", 4, 3, "b" * 64, "1")
     return write_shard(folder, columns, spec, EXPERTS, "d" * 64)
+
+
+def test_the_defaults_are_those_that_are_in_force():
+    """They stand where each is used; what was measured holds for all of them or for none."""
+    served, spec, head = ExecutorSettings.model_fields, Spec(), Stage1Config()
+    assert (spec.layer, spec.pooling, spec.source, spec.vision_pooling) == tuple(
+        served[name].default
+        for name in ("feature_layer", "text_pooling", "vision_source", "vision_pooling")
+    )
+    assert (
+        Router(
+            width=head.width,
+            dropout=head.dropout,
+            text_layer=spec.layer,
+            text_pooling=spec.pooling,
+            vision_source=spec.source,
+            vision_pooling=spec.vision_pooling,
+        )
+        == NEW_HEAD
+    )
 
 
 def test_every_choice_changes_one_thing():
