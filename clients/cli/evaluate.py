@@ -17,6 +17,7 @@ BATCH_TIMEOUT_S = 600.0
 
 if TYPE_CHECKING:
     from training.judgement_report import Judgement
+    from training.study.report import Table
 
 
 def evaluate(
@@ -42,6 +43,10 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
     run: Annotated[
         list[Path] | None, typer.Option(help="Folder of a stage 2 or 3 run to list; repeatable.")
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="JSON of `python -m training.study`; its ablations go into the page."),
     ] = None,
     features: Annotated[
         Path | None,
@@ -96,6 +101,8 @@ def evaluate(
     if bundle is not None and router is not None and features is None:
         raise typer.BadParameter("the router that --router names has a bundle of its own")
     live = records is not None or features is None
+    if study is not None and not (report and live):
+        raise typer.BadParameter("--study goes into the page of cases that are answered: --report")
     asked = Asked(
         records, images_root, cases, router, executor, bundle, run or (), concurrency,
         max_new_tokens, seed, timeout_s, client_tls(tls_ca, tls_cert, tls_key),
@@ -103,6 +110,7 @@ def evaluate(
     )  # fmt: skip
     with refused_input():
         evaluation.make_folders(json_file, report)
+        ablations = _ablations(study) if study else None
     judgement, page = None, None
     if features is not None:
         if draw:
@@ -113,7 +121,7 @@ def evaluate(
         )  # fmt: skip
     found = evaluation.evaluate_live(asked, as_json=json_file == STDOUT) if live else None
     if found and report:
-        page = evaluation.write_page(found, report, judgement)
+        page = evaluation.write_page(found, report, judgement, ablations)
     if json_file is not None:
         stated: dict[str, Any] = found.to_json() if found else {}
         stated |= {"judgement": judgement.to_json() if judgement else None, "report": page}
@@ -126,6 +134,12 @@ def evaluate(
         _show(judgement)
     if page:
         output.console.print(f"report in {page}", markup=False)
+
+
+def _ablations(study: Path) -> Table:
+    from training.study.report import read_ablations
+
+    return read_ablations(study)
 
 
 def _judge(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from training.judgement_report import Judgement
     from training.scoring import Rate
     from training.services import Services
+    from training.study.report import Table
 
 STDOUT = Path("-")
 PAGE = "evaluation.html"
@@ -149,7 +150,9 @@ def make_folders(json_file: Path | None, report: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_page(evaluation: Evaluation, folder: Path, judgement: Judgement | None) -> Path:
+def write_page(
+    evaluation: Evaluation, folder: Path, judgement: Judgement | None, ablations: Table | None
+) -> Path:
     """Writes the page into a folder that is there.
 
     Returns:
@@ -157,7 +160,7 @@ def write_page(evaluation: Evaluation, folder: Path, judgement: Judgement | None
     """
     from training.evaluation.report import write_report
 
-    write_report(folder / PAGE, evaluation, judgement)
+    write_report(folder / PAGE, evaluation, judgement, ablations)
     return folder / PAGE
 
 

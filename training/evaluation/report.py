@@ -23,6 +23,7 @@ from training.scoring import Rate
 if TYPE_CHECKING:
     from training.evaluation.runs import TrainingRun
     from training.judgement_report import Judgement
+    from training.study.report import Table
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LABELS = {
@@ -40,13 +41,19 @@ _KINDS = {"oracle": "wanted", "top1": "found", "top2": "found", "soft": "found"}
 _LINE_KINDS = 6
 
 
-def write_report(path: Path, evaluation: Evaluation, judgement: Judgement | None = None) -> None:
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    judgement: Judgement | None = None,
+    ablations: Table | None = None,
+) -> None:
     """Writes the page.
 
     Args:
         path: The HTML file; its folder exists.
         evaluation: What it shows.
         judgement: What the bundle's thresholds were measured to be worth; has its own page too.
+        ablations: Columns and rows of a study's.
     """
     page = render(
         TEMPLATE,
@@ -54,6 +61,7 @@ def write_report(path: Path, evaluation: Evaluation, judgement: Judgement | None
         whole=evaluation.whole,
         routing=evaluation.routing,
         judgement=judgement,
+        ablations=ablations,
         labels=LABELS,
         modes=(*MODES, WRONG),
         choices=_choices(evaluation),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from training.evaluation.pictures import Bar, grouped
@@ -147,6 +149,25 @@ def ablations_table(study: Mapping[str, Any]) -> Table:
         weights = [f"{run[f'{key}_weight']:g}" for key in ("entropy", "kl", "balance")]
         shown = [_mean(rates.get(rate)) for rate in ("gate", "top1", "top2", "soft")]
         rows.append((name, run["gates"], run["granularity"], *weights, *ended, *shown))
+    return columns, rows
+
+
+def read_ablations(path: Path) -> Table:
+    """The ablations of a study that was written down.
+
+    Args:
+        path: Its JSON.
+
+    Raises:
+        ValueError: It is no study with ablations.
+        OSError: It cannot be read.
+    """
+    try:
+        columns, rows = ablations_table(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON of a study: python -m training.study") from error
+    if not rows:
+        raise ValueError(f"{path} has no ablations: run the study with --parts ablations")
     return columns, rows
 
 

@@ -145,7 +145,12 @@ class Study:
                     for seed, bundle in zip(self._plan.seeds, bundles, strict=True)
                 ]
         own = found["stage 1", "held-out"]
-        judged = bars(own, found["stage 2", "held-out"], found["stage 1", "unseen"])
+        judged = bars(
+            own,
+            found["stage 2", "held-out"],
+            found["stage 1", "unseen"],
+            found["stage 2", "unseen"],
+        )
         return {
             "bars": [asdict(bar) for bar in judged],
             "stages": [_stage(stage, name, each) for (stage, name), each in found.items()],

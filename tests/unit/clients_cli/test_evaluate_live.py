@@ -119,6 +119,8 @@ def test_screens_to_judge_on_are_drawn_first(molora, stub, monkeypatch, tmp_path
         (["--router", "h:1", "--executor", "h:2", "--bundle", "x"], "a bundle of its own"),
         (["none.jsonl"], "is no file"),
         (["--run", "none"], "is no run of stage 2 or 3"),
+        (["--study", "study.json"], "of cases that are answered: --report"),
+        (["--study", "/dev/null", "--report", "."], "/dev/null is no JSON of a study"),
         (["--json", "/dev/null/e.json"], "/dev/null"),
     ],
 )

@@ -7,11 +7,14 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.evaluation import EXPERTS, case_of, result_of, write_dataset
+from tests.support.study import stated as study_rates
 from training.evaluation.evaluation import evaluated
 from training.evaluation.pictures import Bar, bars, grouped, histogram
 from training.evaluation.report import write_report
 from training.evaluation.run import Run
 from training.evaluation.runs import TrainingRun
+from training.study.bars import mean_rates
+from training.study.report import read_ablations
 
 SURE = {"calendar": 0.9, "claim-window": 0.1}
 MISTAKEN = {"calendar": 0.2, "claim-window": 0.8}
@@ -113,6 +116,37 @@ def test_the_page_needs_no_other_file(tmp_path, training_run):
     assert "prefers-color-scheme: dark" in text
     assert "no-kl" in text
     assert not re.search(r"url\(|@import", text)
+
+
+def test_a_studys_ablations_are_in_the_page(tmp_path):
+    study = {
+        "ablations": [
+            {"name": "with <KL>", "collapsed": ["seed 1: why"], "run": None, "rates": {}},
+            {
+                "name": "plain",
+                "collapsed": [],
+                "run": {
+                    "gates": "soft",
+                    "granularity": "global",
+                    **dict.fromkeys(("loss", "own_gate", "least_marginal"), 0.125),
+                    **dict.fromkeys(("entropy_weight", "kl_weight", "balance_weight"), 0.25),
+                },
+                "rates": mean_rates([study_rates(top1=77)] * 2),
+            },
+        ]
+    }
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    ablations = read_ablations(tmp_path / "study.json")
+    write_report(tmp_path / "e.html", evaluated(run_of(tmp_path)), None, ablations)
+    text = (tmp_path / "e.html").read_text()
+    page = Page(text)
+    assert not page.open
+    assert "ablations" in page.ids
+    assert "with &lt;KL&gt;; seed 1: why" in text
+    assert "0.770" in text
+    (tmp_path / "study.json").write_text('{"ablations": []}')
+    with pytest.raises(ValueError, match="has no ablations: run the study"):
+        read_ablations(tmp_path / "study.json")
 
 
 def test_a_page_without_anything_that_can_be_counted(tmp_path):

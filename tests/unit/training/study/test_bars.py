@@ -6,14 +6,14 @@ from tests.support.study import stated
 from training.study.bars import bars, mean_rates
 
 
-def judged(first=None, second=None, unseen=None):
-    plain = [stated()] * 3
-    return {bar.name: bar for bar in bars(first or plain, second or plain, unseen or plain)}
+def judged(first=None, second=None, unseen=None, second_unseen=None):
+    given = (first, second, unseen, second_unseen)
+    return {bar.name: bar for bar in bars(*(each or [stated()] * 3 for each in given))}
 
 
 def test_all_are_met():
     found = judged()
-    assert len(found) == 13
+    assert len(found) == 15
     assert [bar.name for bar in found.values() if not bar.met] == []
     assert found["own expert, mean over experts"].found == pytest.approx(0.95)
     assert found["soft / own expert"].found == pytest.approx(93 / 95)
@@ -38,13 +38,27 @@ def test_each_can_be_missed(name, changes):
 
 
 def test_stage_2_and_the_unseen_have_bars_of_their_own():
-    found = judged(second=[stated(top1=94, soft=92)] * 3, unseen=[stated(gate=94, blanked=95)] * 3)
+    found = judged(
+        second=[stated(gate=99, top1=94, soft=92)] * 3,
+        unseen=[stated(gate=94, blanked=95)] * 3,
+        second_unseen=[stated(gate=93)] * 3,
+    )
     assert [bar.name for bar in found.values() if not bar.met] == [
         "gate accuracy, unseen themes and sizes",
         "gate accuracy falls with text blanked, unseen themes and sizes",
         "stage 2, top-1, not below stage 1",
         "stage 2, soft, not below stage 1",
+        "stage 2, gate, not below stage 1",
+        "stage 2, gate on unseen, not below stage 1",
     ]
+
+
+def test_the_same_counts_in_another_order_are_not_less():
+    rates = [stated() | {"gate_accuracy": count / 88} for count in (84, 86, 85)]
+    flat = [stated() | {"gate_accuracy": 85 / 88}] * 3
+    assert judged(unseen=flat, second_unseen=rates)[
+        "stage 2, gate on unseen, not below stage 1"
+    ].met
 
 
 def test_means_are_over_seeds_and_intervals_over_cases():

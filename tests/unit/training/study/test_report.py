@@ -44,7 +44,7 @@ def study(rows):
         "command": "python -m training.study",
         "choices": rows,
         "best": best(rows),
-        "bars": [asdict(bar) for bar in bars([stated()], [stated(soft=90)], [stated()])],
+        "bars": [asdict(bar) for bar in bars([stated()], [stated(soft=90)], [stated()], [stated()])],
         "stages": [
             {"name": "stage 1", "set": "held-out", "cases": 100, "rates": mean_rates([stated()]),
              "losses": {"top1": 0.125, "soft": 0.25}, "ece": None},
