@@ -9,11 +9,10 @@ from executor_service.model.experts import ExpertLocation
 from executor_service.model.loading import load_expert
 from training.joint import AnchoredRouter, Joint, Progress, head_group
 from training.outcome import Outcome, features_for_bundle, finish, kept_apart
+from training.run_bundle import EXPERTS_FOLDER
 from training.run_config import RunConfig
 from training.setting import prepare
 from training.trainable_experts import TrainableExperts
-
-EXPERTS_FOLDER = "experts"
 
 
 def train_stage3(config: RunConfig, *, progress: Progress | None = None) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from clients.cli import ask, data, doctor, evaluate, experts, serve, train
+from clients.cli import ask, data, doctor, evaluate, experts, export, serve, train
 
 app = typer.Typer(
     help="Mixtures of LoRA experts on Qwen3-VL: serve, ask, and train them.",
@@ -21,4 +21,5 @@ app.add_typer(experts.app, name="experts")
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)

@@ -16,7 +16,7 @@ import yaml
 from router_service.bundle import load_bundle
 from router_service.errors import BundleError
 from training.joint import LOG_FILE
-from training.outcome import BUNDLE_FOLDER
+from training.run_bundle import BUNDLE_FOLDER
 from training.run_file import RUN_FILE
 
 # A step has few records, so the end of a run is a mean over its last tenth.

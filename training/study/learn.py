@@ -13,12 +13,12 @@ from typing import Any
 
 from training.export import export_bundle
 from training.marginals import GatesCollapsed
-from training.outcome import BUNDLE_FOLDER
+from training.run_bundle import BUNDLE_FOLDER, EXPERTS_FOLDER
 from training.run_config import RunConfig
 from training.stage1 import train_stage1
 from training.stage1_config import Stage1Config
 from training.stage2 import train_stage2
-from training.stage3 import EXPERTS_FOLDER, train_stage3
+from training.stage3 import train_stage3
 from training.study.kept import Kept
 from training.study.screens import Sets
 

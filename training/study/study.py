@@ -14,7 +14,7 @@ from typing import Any
 
 from training.evaluation.answers import AnswerBook
 from training.evaluation.runs import TrainingRun, read_run
-from training.outcome import BUNDLE_FOLDER
+from training.run_bundle import BUNDLE_FOLDER
 from training.services import executor_started, learning_flags
 from training.study.bars import bars, mean_rates
 from training.study.choices import LEARNT, Spec, best, choices, compare, extract, layers_of

@@ -51,3 +51,9 @@ def test_help_is_the_runs_own(molora):
     done = molora("train", "stage2", "--help")
     assert done.exit_code == 0
     assert "--gates.temperature-start" in done.output
+
+
+def test_what_is_no_run_is_not_exported(molora, tmp_path):
+    done = molora("export", tmp_path, tmp_path / "out", "--features", tmp_path)
+    assert done.exit_code == 2
+    assert "holds no head: give a router bundle" in done.stderr

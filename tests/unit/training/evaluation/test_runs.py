@@ -8,7 +8,7 @@ import pytest
 from tests.support import router_bundle
 from training.evaluation.runs import read_run
 from training.joint import LOG_FILE
-from training.outcome import BUNDLE_FOLDER
+from training.run_bundle import BUNDLE_FOLDER
 from training.run_config import RunConfig
 
 

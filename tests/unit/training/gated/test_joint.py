@@ -33,7 +33,8 @@ from training.head_file import load_head, save_head
 from training.heads import LayeredHead, RouterHead
 from training.known_screens import known_looks, read_known_screens
 from training.marginals import GatesCollapsed
-from training.outcome import BundleFeatures, features_for_bundle, kept_apart
+from training.outcome import features_for_bundle, kept_apart
+from training.run_bundle import BundleFeatures, export_run
 from training.run_config import RunConfig
 from training.setting import prepare
 from training.stage1 import train_stage1
@@ -434,6 +435,30 @@ def test_what_the_bundle_is_measured_on_is_not_learnt_from(
     monkeypatch.setattr(BundleFeatures, "measured", lambda self: set(numbers.tolist()))
     with pytest.raises(ValueError, match="give features of others"):
         kept_apart(setting, bundle)
+
+
+def test_a_run_without_features_is_exported_later(
+    tiny: TinyRun, out: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had had them, where it learns from all its records either way."""
+    given = tiny.config(tmp_path / "given", features=features, steps=2, seed=4, **EXACT)
+    bundle = train_stage2(given).bundle
+    assert bundle is not None
+    train_stage2(tiny.config(out, steps=2, seed=4, **EXACT))
+    result = export_run(out, tmp_path / "late", features)
+    assert set(result.accuracy) == {"train", "validation", "held_out"}
+    for name in ("router.onnx", "router.json"):
+        assert (tmp_path / "late" / name).read_bytes() == (bundle / name).read_bytes()
+    with pytest.raises(ValueError, match="is a bundle already"):
+        export_run(bundle, tmp_path / "none", features)
+    monkeypatch.setenv("MOLORA_TRAIN_SEED", "5")
+    with pytest.raises(ValueError, match="another run, with other seed"):
+        export_run(out, tmp_path / "none", features)
+    monkeypatch.delenv("MOLORA_TRAIN_SEED")
+    monkeypatch.setattr("training.run_bundle._images", lambda config: set(range(6)))
+    with pytest.raises(ValueError, match=r"learnt from \d of the screens that its bundle"):
+        export_run(out, tmp_path / "none", features)
+    assert not (tmp_path / "none").exists()
 
 
 def test_gates_per_layer_have_a_bundle_too(
