@@ -1,4 +1,4 @@
-"""`molora export`. Knows how to call the training room's export and print what it measured."""
+"""`molora export`. Knows how to call the training room's export of a run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from clients.cli import connection, output
 from clients.cli.connection import Json
 from clients.cli.exits import refused_input
+from clients.cli.train import print_head
 
 
 def export(
@@ -33,15 +33,4 @@ def export(
         from training.run_bundle import export_run
 
         result = export_run(run, out, features, known)
-    if as_json:
-        stated = {
-            "bundle": out,
-            "accuracy": result.accuracy,
-            "cases": result.cases,
-            "temperature": result.temperature,
-        }
-        output.print_json(connection.plain(stated))
-        return
-    rows = [[name, result.cases[name], value] for name, value in result.accuracy.items()]
-    output.table(None, ("split", "cases", "accuracy"), rows)
-    output.console.print(f"temperature {result.temperature:.3f}; bundle in {out}", markup=False)
+    print_head(result, out, as_json=as_json)

@@ -27,6 +27,7 @@ from clients.cli.exits import BAD_INPUT, refused_input
 if TYPE_CHECKING:
     from training.outcome import Outcome
     from training.run_config import RunConfig
+    from training.stage1 import Stage1Result
 
 app = typer.Typer(help="Experts, and the router's head.", no_args_is_help=True)
 
@@ -101,6 +102,27 @@ def stage1(context: typer.Context, as_json: Json = False) -> None:
 
         run = Stage1Run.read(context.args, "molora train stage1")
         result, bundle = run_stage1(run, progress=not as_json)
+    print_head(result, bundle, as_json=as_json)
+
+
+@app.command("stage2", context_settings=PASS_ON)
+def stage2(context: typer.Context, as_json: Json = False) -> None:
+    """Train the head by the answers, experts frozen; see `molora train stage2 --help`."""
+    from training.stage2 import train_stage2
+
+    _print(_run("stage2", context.args, train_stage2), as_json)
+
+
+@app.command("stage3", context_settings=PASS_ON)
+def stage3(context: typer.Context, as_json: Json = False) -> None:
+    """Train head and experts together; see `molora train stage3 --help`."""
+    from training.stage3 import train_stage3
+
+    _print(_run("stage3", context.args, train_stage3), as_json)
+
+
+def print_head(result: Stage1Result, bundle: Path, *, as_json: bool) -> None:
+    """What was measured of a head that is in a bundle now."""
     if as_json:
         stated = {
             "bundle": bundle,
@@ -118,22 +140,6 @@ def stage1(context: typer.Context, as_json: Json = False) -> None:
         f"temperature {result.temperature:.3f}, mode {result.mode.value.value}; bundle in {bundle}",
         markup=False,
     )
-
-
-@app.command("stage2", context_settings=PASS_ON)
-def stage2(context: typer.Context, as_json: Json = False) -> None:
-    """Train the head by the answers, experts frozen; see `molora train stage2 --help`."""
-    from training.stage2 import train_stage2
-
-    _print(_run("stage2", context.args, train_stage2), as_json)
-
-
-@app.command("stage3", context_settings=PASS_ON)
-def stage3(context: typer.Context, as_json: Json = False) -> None:
-    """Train head and experts together; see `molora train stage3 --help`."""
-    from training.stage3 import train_stage3
-
-    _print(_run("stage3", context.args, train_stage3), as_json)
 
 
 class _Training(Protocol[Result]):
