@@ -69,6 +69,7 @@ def test_what_is_saved_gives_the_same_run_again(tmp_path: Path) -> None:
 def test_the_same_run_may_go_on_and_another_may_not(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path)]
     read(*out).save()
+    (tmp_path / "metrics.jsonl").touch()
     read(*out).save()
     with pytest.raises(ValueError, match=r"other gates\.top_k, steps"):
         read(*out, "--steps", "3", "--gates.top-k", "2").save()
