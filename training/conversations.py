@@ -15,7 +15,7 @@ import torch
 from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from executor_service.model.reference import Instruction
 from executor_service.model.screen import PixelInput, ScreenReader
-from training.data.origin import image_number
+from training.data.origin import image_numbers
 from training.data.records import Record, read_labelled
 
 
@@ -94,11 +94,9 @@ class Conversations:
         Args:
             images: Screens, numbered as `image_number` does.
         """
-        kept = [
-            record
-            for record in self._records
-            if image_number(record, (self._images / record.image).read_bytes()) not in images
-        ]
+        numbers = image_numbers(self._records, self._images)
+        pairs = zip(self._records, numbers, strict=True)
+        kept = [record for record, number in pairs if number not in images]
         return Conversations(kept, self._images, self._reader, self._builder, self._systems)
 
     def marginals(self) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from router_service.manifest import Provenance
-from training.data.origin import image_number
+from training.data.origin import image_numbers
 from training.data.records import read_labelled
 from training.export import export_bundle, write_manifest
 from training.features import FeatureTable, load_features
@@ -135,10 +135,7 @@ def export_run(run: Path, out: Path, features: Path, known: Path | None = None) 
 
 def _images(config: RunConfig) -> set[int]:
     """Numbers of the images of a run's records."""
-    return {
-        image_number(record, (config.images / record.image).read_bytes())
-        for record in read_labelled(config.records)
-    }
+    return set(image_numbers(read_labelled(config.records), config.images))
 
 
 def _splits(config: RunConfig, table: FeatureTable) -> Stage1Config:

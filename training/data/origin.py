@@ -6,6 +6,8 @@ Knows a record's metadata and bytes; knows neither splits nor pixels.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 
 from training.data.records import Record
 
@@ -26,7 +28,28 @@ def image_number(record: Record, data: bytes) -> int:
     Raises:
         ValueError: The record names an origin that is no sha256.
     """
-    origin = record.metadata.get(ORIGIN, hashlib.sha256(data).hexdigest())
+    return _number(record, hashlib.sha256(data).hexdigest())
+
+
+def image_numbers(records: Iterable[Record], folder: Path) -> list[int]:
+    """`image_number` of each record; a screen that several have is read once.
+
+    Args:
+        records: Whose images lie in the folder.
+        folder: What image paths are relative to.
+    """
+    digests: dict[str, str] = {}
+    numbers = []
+    for record in records:
+        if record.image not in digests:
+            data = (folder / record.image).read_bytes()
+            digests[record.image] = hashlib.sha256(data).hexdigest()
+        numbers.append(_number(record, digests[record.image]))
+    return numbers
+
+
+def _number(record: Record, digest: str) -> int:
+    origin = record.metadata.get(ORIGIN, digest)
     try:
         return int.from_bytes(bytes.fromhex(origin)[:8], "big", signed=True)
     except (TypeError, ValueError):
