@@ -57,14 +57,16 @@ def main() -> None:
 def _given(plan: Plan) -> dict[str, Any]:
     """What makes two studies different ones; a path says nothing of what is there.
 
-    Of the code only its defaults are among them: after another change give another folder.
+    The number of cases is none of it: heads do not depend on it. Of the code only its
+    defaults are: after another change give another folder.
     """
     files = sorted(plan.experts.rglob("*.safetensors"))
+    learnt = {name: size for name, size in asdict(plan.sizes).items() if name != "cases"}
     return {
         "model": digest_of(plan.model / "model.safetensors"),
         "experts": {str(path.relative_to(plan.experts)): digest_of(path) for path in files},
         "seeds": list(plan.seeds),
-        "sizes": asdict(plan.sizes),
+        "sizes": learnt,
         "steps": plan.steps,
         "features": plan.features and load_features(plan.features).index.dataset_digest,
         "default features": asdict(Spec()),

@@ -18,6 +18,7 @@ from training.miniature.router import LOOKS, OTHER_SIZES, TASKS_PER_IMAGE
 # Beside the seeds of base, experts, router and samples.
 _SEED = 9_000_011
 _FILE = "all"
+_CASES = ("held_out", "unseen_cases")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Sizes:
         images: Screens whose features heads learn from, many in other themes and sizes.
         unseen: Screens in unseen themes and sizes.
         lessons: Screens that stage 2 learns from.
-        cases: Held-out screens that are answered, with one task each.
+        cases: Held-out screens that are answered, with one task each. More of them begin with
+            the same ones, and nothing learns from any.
         tasks: Tasks of each screen of the others, at most.
     """
 
@@ -82,7 +84,7 @@ def draw_sets(
     """Draws the sets that are not there yet.
 
     Args:
-        folder: Gets a folder a set.
+        folder: Gets a folder a set, those of cases one for each number of them.
         experts: Whose screens.
         sizes: How many.
         progress: Called with (images done, images in all) of each set.
@@ -97,13 +99,14 @@ def draw_sets(
     }
     files = {}
     for number, (name, (images, tasks, other_sizes, looks)) in enumerate(wanted.items()):
-        files[name] = folder / name / f"{_FILE}.jsonl"
+        drawn = folder / (f"{name}-{images}" if name in _CASES else name)
+        files[name] = drawn / f"{_FILE}.jsonl"
         if files[name].exists():
             continue
         # What a stopped process has drawn of it.
-        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(drawn, ignore_errors=True)
         synthesize(
-            folder / name,
+            drawn,
             images_per_kind=images,
             tasks_per_image=tasks,
             seed=_SEED + number,

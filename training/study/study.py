@@ -141,7 +141,7 @@ class Study:
         for stage, bundles in (("stage 1", first), ("stage 2", second)):
             for name, records in cases.items():
                 found[stage, name] = [
-                    self._evaluate(bench, f"{stage} seed {seed} {name}", bundle, records)
+                    self._evaluate(bench, f"{stage} seed {seed}", bundle, records)
                     for seed, bundle in zip(self._plan.seeds, bundles, strict=True)
                 ]
         own = found["stage 1", "held-out"]
@@ -212,7 +212,7 @@ class Study:
                 continue
             with executor_started(*learning_flags(plan.model, experts)) as executor:
                 bench = Bench(executor, self._book, self._kept)
-                name = f"stage 3 seed {seed} held-out"
+                name = f"stage 3 seed {seed}"
                 stated.append(self._evaluate(bench, name, bundle, self._sets.held_out))
         lost = len(plan.seeds) - len(stated)
         name = f"stage 3 ({lost} of {len(plan.seeds)} seeds collapsed)" if lost else "stage 3"
@@ -221,6 +221,8 @@ class Study:
     def _evaluate(
         self, bench: Bench, name: str, bundle: Path, records: Path, cases: int | None = None
     ) -> dict[str, Any]:
+        # Its folder tells the cases: a study that asks more of them goes on with its heads.
+        name = f"{name} {records.parent.name}"
         with self._shown(f"cases, {name}") as progress:
             return bench.evaluate(name, bundle, records, cases, progress)
 

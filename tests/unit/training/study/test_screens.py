@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from training.data.records import read_labelled
@@ -38,6 +40,17 @@ def test_no_screen_is_in_two_sets(tmp_path):
     # Of the first set's four one is a cut-out that shows nothing which is asked for.
     assert [len(images) for images in seen.values()] == [3, 2, 2, 4, 4]
     assert len(set().union(*seen.values())) == 15
+
+
+def test_more_cases_begin_with_the_same_ones_and_leave_the_rest(tmp_path):
+    few = draw_sets(tmp_path, ("calendar",), FEW)
+    more = draw_sets(tmp_path, ("calendar",), dataclasses.replace(FEW, cases=3))
+    assert more.held_out != few.held_out
+    assert (more.learnt, more.unseen, more.lessons) == (few.learnt, few.unseen, few.lessons)
+    for name in ("held_out", "unseen_cases"):
+        asked, before = (read_labelled(getattr(sets, name)) for sets in (more, few))
+        assert asked[:2] == before
+        assert len(asked) == 3
 
 
 def test_what_was_drawn_stays_and_what_was_half_drawn_goes(tmp_path):

@@ -97,19 +97,19 @@ def hidden(title):
 def test_all_the_parts(plan, asked):
     found = Study(plan, Kept(plan.work / "steps", {}), hidden).run(PARTS)
     evaluated = [name for name in asked if not name.startswith("executor")]
-    assert evaluated[0] == "stage 1 seed 0 held-out (work/heads/0, held_out, None)"
+    assert evaluated[0] == "stage 1 seed 0 held_out (work/heads/0, held_out, None)"
     assert [name.split(" (")[0] for name in evaluated[:8]] == [
         f"{stage} seed {seed} {cases}"
         for stage in ("stage 1", "stage 2")
-        for cases in ("held-out", "unseen")
+        for cases in ("held_out", "unseen_cases")
         for seed in (0, 1)
     ]
     assert evaluated[8:10] == [
-        f"ablation plain seed {seed} (work/heads/plain-{seed}/router, held_out, 12)"
+        f"ablation plain seed {seed} held_out (work/heads/plain-{seed}/router, held_out, 12)"
         for seed in (0, 1)
     ]
     assert evaluated[-2:] == [
-        f"stage 3 seed {seed} held-out (work/heads/third-{seed}, held_out, None)" for seed in (0, 1)
+        f"stage 3 seed {seed} held_out (work/heads/third-{seed}, held_out, None)" for seed in (0, 1)
     ]
     # One for all bundles, and one for the experts of each run of stage 3.
     assert asked.count("executor 6") == 3
@@ -173,6 +173,9 @@ def test_the_command_writes_three_files(plan, asked, monkeypatch, tmp_path, caps
     assert out.with_suffix(".md").read_text().count("\n## ") == 6
     assert out.with_suffix(".svg").read_text().startswith("<svg")
     assert "gate accuracy, held-out" in capsys.readouterr().out
+    # Heads do not depend on the cases.
+    monkeypatch.setattr("sys.argv", ["study", *flags, "--cases", "3"])
+    command.main()
     monkeypatch.setattr("sys.argv", ["study", *flags, "--steps", "9"])
     with pytest.raises(SystemExit, match="holds a study with other steps"):
         command.main()
