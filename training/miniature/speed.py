@@ -40,8 +40,9 @@ def _product(convolution: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
 
 
 def mixed_precision() -> torch.autocast:
-    """Autocast to bfloat16 where the CPU multiplies it in tiles; nothing that a GPU does."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported())
+    """Autocast to bfloat16 where the CPU has instructions for it; nothing that a GPU does."""
+    multiplies = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies)
 
 
 def fastest_device() -> torch.device:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from training.miniature.speed import moved, patches_as_products
+from training.miniature.speed import mixed_precision, moved, patches_as_products
 
 PATCH = (2, 4, 4)
 
@@ -55,3 +55,23 @@ def test_a_batch_is_moved_whole() -> None:
     assert type(there) is Batch
     assert [part.shape for part in (there.ids, there.looks)] == [(3,), (2,)]
     assert all(part.device.type == "meta" for part in (there.ids, there.looks))
+
+
+@pytest.mark.parametrize(("tiles", "vectors"), [(True, True), (True, False), (False, True)])
+def test_a_cpu_with_instructions_for_bfloat16_uses_them(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, vectors: bool
+) -> None:
+    _has(monkeypatch, tiles=tiles, vectors=vectors)
+    with mixed_precision():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+
+
+def test_another_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    _has(monkeypatch, tiles=False, vectors=False)
+    with mixed_precision():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
+
+
+def _has(monkeypatch: pytest.MonkeyPatch, *, tiles: bool, vectors: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
