@@ -45,7 +45,7 @@ breaking: setup
 	fi
 
 bench: setup ## Measure on this machine
-	$(BIN)/python benchmarks/services.py --json artifacts/bench/services.json
+	$(BIN)/molora bench --json artifacts/bench/services.json
 	$(BIN)/python benchmarks/gated_model.py --json artifacts/bench/gated_model.json
 	$(BIN)/python benchmarks/router.py --json artifacts/bench/router.json
 	$(BIN)/python benchmarks/engine.py --json artifacts/bench/engine.json

@@ -7,7 +7,7 @@ random weights, as the user's trainer would target them: `blind` ones adapt the 
 alone, the others the vision tower too. Peers run in turns, and each figure is a median of ratios.
 
 Routed requests are what the router's process asks of this one: ExtractFeatures, then Generate on
-the context. The router's head and the network are not in it; benchmarks/services.py has them.
+the context. The router's head and the network are not in it; `molora bench` has them.
 """
 
 from __future__ import annotations

@@ -6,19 +6,15 @@ What is asked and counted is the training room's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from clients.cli import output
 from clients.cli.exits import failed_calls, refused_input
+from clients.cli.services import asked_services, check_both
 from molora_client import AsyncMolora, Molora, Tls
 
 if TYPE_CHECKING:
@@ -64,10 +60,7 @@ class Asked:
     token_file: Path | None
 
     def __post_init__(self) -> None:
-        if (self.router is None) != (self.executor is None):
-            raise typer.BadParameter(
-                "--router and --executor go together; without both, the miniature is started"
-            )
+        check_both(self.router, self.executor)
 
     @property
     def token(self) -> str | None:
@@ -90,7 +83,7 @@ def evaluate_live(asked: Asked, *, as_json: bool) -> Evaluation:
         runs = [read_run(folder) for folder in asked.runs]
         records = asked.records or HELD_OUT
         cases = read_cases(records, asked.images_root, asked.cases, asked.seed)
-        with _services(asked) as addresses:
+        with asked_services(asked.router, asked.executor, asked.bundle) as addresses:
             run = asyncio.run(_run(asked, addresses, cases))
     return evaluated(run, runs)
 
@@ -119,7 +112,7 @@ def draw(asked: Asked, folder: Path, images: int, *, as_json: bool) -> None:
         try:
             bundle = load_bundle(asked.bundle or EMBEDDED_BUNDLE)
             with (
-                _services(asked) as addresses,
+                asked_services(asked.router, asked.executor, asked.bundle) as addresses,
                 Molora(
                     executor=addresses.executor,
                     token=asked.token,
@@ -212,26 +205,6 @@ def _rate(name: str, rate: Rate | None) -> list[Any]:
         return [name, None, 0, None, ""]
     low, high = rate.interval
     return [name, rate.passed, rate.n, rate.value, f"{low:.3f} to {high:.3f}"]
-
-
-@contextlib.contextmanager
-def _services(asked: Asked) -> Iterator[Services]:
-    from training.demo.server import ServerFailed
-    from training.services import Services, started
-
-    if asked.router is not None and asked.executor is not None:
-        yield Services(asked.router, asked.executor)
-        return
-    # Without this a SIGTERM would leave the two servers behind.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with started(asked.bundle) as addresses:
-            yield addresses
-    except ServerFailed as error:
-        output.error(str(error))
-        raise typer.Exit(1) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 async def _run(asked: Asked, addresses: Services, cases: Sequence[Case]) -> Run:

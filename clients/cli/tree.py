@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from clients.cli import ask, data, doctor, evaluate, experts, export, serve, train
+from clients.cli import ask, bench, data, doctor, evaluate, experts, export, serve, train
 
 app = typer.Typer(
     help="Mixtures of LoRA experts on Qwen3-VL: serve, ask, and train them.",
@@ -22,4 +22,5 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
