@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
@@ -132,13 +132,15 @@ def load_features(directory: Path) -> FeatureTable:
         ValueError: The index or a shard is missing or is not what was written.
     """
     index = read_index(directory)
+    shards = []
     try:
         for name, digest in index.shards.items():
-            if _sha256((directory / name).read_bytes()) != digest:
+            data = (directory / name).read_bytes()
+            if _sha256(data) != digest:
                 raise ValueError(f"{directory / name} changed since it was written; extract again")
+            shards.append(_with_hints(load(data)))
     except OSError as error:
         raise ValueError(f"{directory} holds no whole feature cache; extract again") from error
-    shards = [_with_hints(load_file(directory / name)) for name in index.shards]
     columns = [field.name for field in dataclasses.fields(_Row)]
     return FeatureTable(
         index, *(torch.cat([shard[column] for shard in shards]) for column in columns)
