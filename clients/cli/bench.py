@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,11 @@ import typer
 from clients.cli import evaluation, output
 from clients.cli.connection import (
     TIMEOUT_S,
+    ImagesRoot,
+    JsonFile,
+    LabelledRecords,
+    RunningExecutor,
+    RunningRouter,
     TimeoutS,
     TlsCa,
     TlsCert,
@@ -29,29 +33,18 @@ from molora_client import Molora
 
 
 def bench(
-    records: Annotated[
-        Path | None,
-        typer.Argument(help="JSONL file of labelled records; unset: the miniature's held-out."),
-    ] = None,
-    images_root: Annotated[
-        Path | None, typer.Option(help="What image paths are relative to; unset: the file's.")
-    ] = None,
+    records: LabelledRecords = None,
+    images_root: ImagesRoot = None,
     calls: Annotated[int, typer.Option(min=1, help="Of each kind; experts in turn.")] = 32,
     callers: Annotated[int, typer.Option(min=2, help="At once, in the last row.")] = 4,
-    router: Annotated[
-        str | None, typer.Option(help="Address of the router; unset: the miniature is started.")
-    ] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="Address of the executor; with --router.")
-    ] = None,
+    router: RunningRouter = None,
+    executor: RunningExecutor = None,
     timeout_s: TimeoutS = TIMEOUT_S,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="JSON for machines; - is stdout.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time routes and answers as an agent asks for them.
 

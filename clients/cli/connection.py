@@ -40,6 +40,26 @@ TokenFile = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+# Of the verbs that measure: running services, or the miniature's.
+RunningRouter = Annotated[
+    str | None,
+    typer.Option(help="Address of the router; unset: the miniature is started."),
+]
+RunningExecutor = Annotated[
+    str | None, typer.Option(help="Address of the executor; with --router.")
+]
+LabelledRecords = Annotated[
+    Path | None,
+    typer.Argument(
+        help="JSONL file of labelled records; unset: the miniature's held-out.",
+    ),
+]
+ImagesRoot = Annotated[
+    Path | None, typer.Option(help="What image paths are relative to; unset: the file's.")
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="JSON for machines; - is stdout.")
+]
 
 ROUTER = "127.0.0.1:50051"
 EXECUTOR = "127.0.0.1:50052"

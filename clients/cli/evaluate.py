@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.cli import connection, evaluation, output
-from clients.cli.connection import TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile, client_tls
+from clients.cli.connection import (
+    ImagesRoot,
+    JsonFile,
+    LabelledRecords,
+    RunningExecutor,
+    RunningRouter,
+    TimeoutS,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+    client_tls,
+)
 from clients.cli.evaluation import STDOUT, Asked
 from clients.cli.exits import refused_input
 
@@ -21,22 +33,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    records: Annotated[
-        Path | None,
-        typer.Argument(help="JSONL file of labelled records; unset: the miniature's held-out."),
-    ] = None,
-    images_root: Annotated[
-        Path | None, typer.Option(help="What image paths are relative to; unset: the file's.")
-    ] = None,
+    records: LabelledRecords = None,
+    images_root: ImagesRoot = None,
     cases: Annotated[
         int | None, typer.Option(min=1, help="At most so many, experts in turn; unset: all.")
     ] = None,
-    router: Annotated[
-        str | None, typer.Option(help="Address of the router; unset: the miniature is started.")
-    ] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="Address of the executor; with --router.")
-    ] = None,
+    router: RunningRouter = None,
+    executor: RunningExecutor = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Cases at once; unset: the executor's slots.")
     ] = None,
@@ -88,9 +91,7 @@ def evaluate(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="JSON for machines; - is stdout.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Answer labelled cases in every mode, and measure the router's judgement.
 
