@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
+import secrets
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,8 +30,11 @@ from clients.cli.connection import (
 from clients.cli.evaluation import STDOUT
 from clients.cli.exits import refused_input
 from clients.cli.services import asked_services, check_both
-from clients.cli.timing import Timing, time_calls
+from clients.cli.timing import Ask, Timing, time_calls
 from molora_client import Molora
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def bench(
@@ -49,16 +54,18 @@ def bench(
     """Time routes and answers as an agent asks for them.
 
     Asks a running router and executor, or starts the miniature's. Each call sends a record's
-    prompt and screen; on a server that others use, it takes from them.
+    prompt, and its screen as a PNG with one other pixel, so that the executor has kept none of
+    them. On a server that others use, it takes from them.
     """
     check_both(router, executor)
     tls = client_tls(tls_ca, tls_cert, tls_key)
     with refused_input():
+        from training.data.images import open_image
         from training.evaluation.cases import HELD_OUT, read_cases
 
         evaluation.make_folders(json_file, None)
         cases = read_cases(records or HELD_OUT, images_root, calls)
-        asked = [(case.prompt, case.screen.read_bytes()) for case in cases]
+        screens = [(case.prompt, open_image(case.screen).convert("RGB")) for case in cases]
     with (
         asked_services(router, executor) as both,
         connected(
@@ -72,11 +79,23 @@ def bench(
         output.progress("calls") as progress,
     ):
         stated = _stated(client)
+
+        def asked() -> list[Ask]:
+            return [(prompt, _new(screen)) for prompt, screen in screens]
+
         found = time_calls(client, asked, callers, progress)
     if json_file is not None:
         evaluation.write_json(json_file, stated | {"rows": [asdict(row) for row in found]})
     if json_file != STDOUT:
         _show(found, stated)
+
+
+def _new(screen: Image) -> bytes:
+    """The screen as nobody has sent it: its last pixel has any colour."""
+    screen.putpixel((screen.width - 1, screen.height - 1), tuple(secrets.token_bytes(3)))
+    file = io.BytesIO()
+    screen.save(file, "PNG")
+    return file.getvalue()
 
 
 def _stated(client: Molora) -> dict[str, Any]:

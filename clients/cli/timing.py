@@ -17,6 +17,7 @@ from molora_client import Molora, MoloraError
 WARM_UP_CALLS = 3
 _ABSTAINED = "ABSTAINED"
 
+Ask = tuple[str, bytes]
 Progress = Callable[[int, int], None]
 _Call = Callable[[], object]
 
@@ -43,36 +44,39 @@ class Timing:
 
 
 def time_calls(
-    client: Molora, asked: Sequence[tuple[str, bytes]], callers: int, progress: Progress
+    client: Molora, asked: Callable[[], Sequence[Ask]], callers: int, progress: Progress
 ) -> list[Timing]:
     """Every kind of call, one after the other, and Predict from several callers at once.
 
     Args:
         client: Of two services that are ready.
-        asked: Prompt and screen (a PNG or JPEG file's bytes) of each call; at least one.
+        asked: Prompt and screen (a PNG or JPEG file's bytes) of each call of one kind; at least
+            one. It is called for each kind, so that a screen that the executor has kept from
+            another is not among them.
         callers: At once, in the last row.
         progress: Called with (calls done, calls in all).
 
     Raises:
         MoloraError: A call failed, other than by abstention.
     """
-    clock = _Clock(progress, calls=3 * len(asked))
-    first = [partial(client.route, *ask) for ask in asked]
+    for ask in asked()[:WARM_UP_CALLS]:
+        _answered(partial(client.predict, *ask))
+    first = [partial(client.route, *ask) for ask in asked()]
+    clock = _Clock(progress, calls=4 * len(first))
     found = [clock.sequential("Route", first)]
     held: list[_Call] = []
-    for prompt, screen in asked:
+    for prompt, screen in asked():
         try:
             routed = client.route(prompt, screen)
         except MoloraError as error:
             _check_abstained(error)
         else:
             held.append(partial(client.generate, prompt, routed.context, gates=routed.gates))
-    predicted = [partial(client.predict, *ask) for ask in asked]
-    clock.calls += len(held)
     if held:
         found.append(clock.sequential("Generate, screen held", held))
-    found.append(clock.sequential("Predict", predicted))
-    found.append(clock.concurrent(f"Predict, {callers} callers", predicted, callers))
+    alone, beside = ([partial(client.predict, *ask) for ask in asked()] for _ in range(2))
+    found.append(clock.sequential("Predict", alone))
+    found.append(clock.concurrent(f"Predict, {callers} callers", beside, callers))
     return found
 
 
@@ -80,14 +84,12 @@ class _Clock:
     """Times calls and says how many are done."""
 
     def __init__(self, progress: Progress, calls: int) -> None:
-        self.calls = calls
+        self._calls = calls
         self._progress = progress
         self._done = 0
 
     def sequential(self, name: str, calls: Sequence[_Call]) -> Timing:
-        """One by one, after a few that are not counted."""
-        for call in calls[:WARM_UP_CALLS]:
-            _answered(call)
+        """One by one."""
         begun = time.perf_counter()
         return _timing(name, [self._timed(call) for call in calls], begun)
 
@@ -102,7 +104,7 @@ class _Clock:
         answered = _answered(call)
         took_ms = (time.perf_counter() - begun) * 1000
         self._done += 1
-        self._progress(self._done, self.calls)
+        self._progress(self._done, self._calls)
         return took_ms, answered
 
 

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from tests.support.evaluation import knowing, write_dataset
-from tests.support.stub_services import Fail
+from tests.support.stub_services import UNARY, Fail, Reply
 
 KINDS = ["Route", "Generate, screen held", "Predict", "Predict, 3 callers"]
 
@@ -36,9 +36,11 @@ def test_every_kind_of_call_is_timed(molora, asked, stub, tmp_path):
     assert stated["experts"] == ["calendar", "claim-window"]
     assert stated["client"]["cpus"] > 0
     assert all(kind in done.stdout for kind in KINDS)
-    # Three warm-up calls of each kind that one caller makes; a Route more gives the screen to hold.
+    # Predict warms up three times; a Route more each gives the screen that is held.
     counts = {method: len(stub.seen(method)) for method in ("Route", "Generate", "Predict")}
-    assert counts == {"Route": 3 + 4 + 4, "Generate": 3 + 4, "Predict": 3 + 4 + 4}
+    assert counts == {"Route": 4 + 4, "Generate": 4, "Predict": 3 + 4 + 4}
+    sent = [call.request.screen.data for name in ("Route", "Predict") for call in stub.seen(name)]
+    assert len(set(sent)) == len(sent) == 8 + 11
     assert stub.seen("Generate")[-1].request.screen.context_id == "ctx-claim-window"
 
 
@@ -49,17 +51,19 @@ def test_a_dash_is_stdout_and_nothing_else_is_there(molora, asked):
 
 
 def test_an_abstention_is_an_answer_and_is_counted(molora, asked, stub):
-    # Of two calls: both of warming up, the first that is timed, and the first that is to be held.
-    stub.script["Route"] = [abstained(), abstained(), abstained()]
-    stub.script["Predict"] = [abstained() for _ in range(4)]
+    # Of two calls: one that is timed, and one that was to be held; both of warming up, and one.
+    answered = Reply((UNARY["Route"](stub.address),))
+    stub.script["Route"] = [abstained(), answered, abstained()]
+    stub.script["Predict"] = [abstained() for _ in range(3)]
     done = molora(*asked, "--calls", 2, "--json", "-")
     assert done.exit_code == 0, done.stderr
     rows = {row["call"]: row for row in json.loads(done.stdout)["rows"]}
-    assert [rows[kind]["abstained"] for kind in KINDS] == [1, 0, 2, 0]
+    assert [rows[kind]["abstained"] for kind in KINDS] == [1, 0, 1, 0]
+    assert rows["Generate, screen held"]["calls"] == 1
 
 
 def test_where_all_screens_are_strange_no_answer_is_timed(molora, asked, stub):
-    stub.script["Route"] = [abstained() for _ in range(3)]
+    stub.script["Route"] = [abstained() for _ in range(2)]
     done = molora(*asked, "--calls", 1, "--json", "-")
     assert [row["call"] for row in json.loads(done.stdout)["rows"]] == [
         kind for kind in KINDS if kind != "Generate, screen held"
