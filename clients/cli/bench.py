@@ -7,7 +7,8 @@ import os
 import platform
 import secrets
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -33,9 +34,6 @@ from clients.cli.services import asked_services, check_both
 from clients.cli.timing import Ask, Timing, time_calls
 from molora_client import Molora
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 
 def bench(
     records: LabelledRecords = None,
@@ -60,12 +58,10 @@ def bench(
     check_both(router, executor)
     tls = client_tls(tls_ca, tls_cert, tls_key)
     with refused_input():
-        from training.data.images import open_image
         from training.evaluation.cases import HELD_OUT, read_cases
 
         evaluation.make_folders(json_file, None)
         cases = read_cases(records or HELD_OUT, images_root, calls)
-        screens = [(case.prompt, open_image(case.screen).convert("RGB")) for case in cases]
     with (
         asked_services(router, executor) as both,
         connected(
@@ -81,7 +77,7 @@ def bench(
         stated = _stated(client)
 
         def asked() -> list[Ask]:
-            return [(prompt, _new(screen)) for prompt, screen in screens]
+            return [(case.prompt, _new(case.screen)) for case in cases]
 
         found = time_calls(client, asked, callers, progress)
     if json_file is not None:
@@ -90,11 +86,14 @@ def bench(
         _show(found, stated)
 
 
-def _new(screen: Image) -> bytes:
+def _new(screen: Path) -> bytes:
     """The screen as nobody has sent it: its last pixel has any colour."""
-    screen.putpixel((screen.width - 1, screen.height - 1), tuple(secrets.token_bytes(3)))
+    from training.data.images import open_image
+
+    image = open_image(screen).convert("RGB")
+    image.putpixel((image.width - 1, image.height - 1), tuple(secrets.token_bytes(3)))
     file = io.BytesIO()
-    screen.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
