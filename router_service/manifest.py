@@ -200,6 +200,7 @@ class Provenance:
         accuracy: Split name to accuracy.
         config: The training configuration.
         tools: Library name to version.
+        shown_sha256: Of `shown.safetensors`, the images that the head was shown; empty: not known.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -212,6 +213,7 @@ class Provenance:
     config: Mapping[str, float | int | str]
     tools: Mapping[str, str]
     known_digest: str = ""
+    shown_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,13 @@ class Conversations:
         Args:
             images: Screens, numbered as `image_number` does.
         """
-        numbers = image_numbers(self._records, self._images)
-        pairs = zip(self._records, numbers, strict=True)
+        pairs = zip(self._records, self.image_numbers(), strict=True)
         kept = [record for record, number in pairs if number not in images]
         return Conversations(kept, self._images, self._reader, self._builder, self._systems)
+
+    def image_numbers(self) -> list[int]:
+        """`image_number` of each record."""
+        return image_numbers(self._records, self._images)
 
     def marginals(self) -> torch.Tensor:
         """Share of the records that each expert has, float32 [K]."""

@@ -1,4 +1,4 @@
-"""Writes a trained head as a router bundle: `router.onnx` and `router.json`.
+"""Writes a trained head as a router bundle: `router.onnx`, `router.json`, `shown.safetensors`.
 
 Knows ONNX and the bundle's statement; knows nothing of how the head was trained.
 """
@@ -27,6 +27,7 @@ from router_service.bundle import HEAD_FILE, MANIFEST_FILE
 from router_service.manifest import Manifest, Provenance, TemperatureSetting, Threshold, Thresholds
 from training.heads import LayeredHead, RouterHead, whole
 from training.known_screens import KnownScreens
+from training.shown import SHOWN_FILE
 from training.stage1 import Stage1Result
 
 OPSET = 20
@@ -57,6 +58,7 @@ def export_bundle(result: Stage1Result, out: Path) -> Path:
     _check_same(judge, model)
     out.mkdir(parents=True, exist_ok=True)
     (out / HEAD_FILE).write_bytes(model)
+    (out / SHOWN_FILE).write_bytes(result.shown.to_bytes())
     write_manifest(_manifest(result, model), out)
     return out
 
@@ -214,6 +216,7 @@ def _manifest(result: Stage1Result, model: bytes) -> Manifest:
             accuracy=result.accuracy,
             config=result.config.model_dump(),
             tools={name: importlib.metadata.version(name) for name in ("molora", "torch", "onnx")},
+            shown_sha256=hashlib.sha256(result.shown.to_bytes()).hexdigest(),
         ),
     )
 

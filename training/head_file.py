@@ -20,8 +20,11 @@ from safetensors.torch import load_file, save_file
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from router_service.core import FeatureSpec
 from training.heads import LayeredHead, RouterHead
+from training.shown import ShownImages, shown_images
 
 HEAD_FILE = "head.safetensors"
+# Before the names of what it was shown, which lies beside the weights.
+_SHOWN = "shown."
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class SavedHead:
     """A head and its shape.
 
     Attributes:
+        shown: The images that it was shown, here and in earlier stages.
         temperature: Divides its logits where it is an anchor.
     """
 
     head: RouterHead | LayeredHead
     shape: HeadShape
+    shown: ShownImages
     temperature: float = 1.0
 
 
@@ -72,7 +77,8 @@ def load_head(directory: Path) -> SavedHead:
         directory: Holds `router.json` and `router.onnx`, or `head.safetensors`.
 
     Raises:
-        ValueError: It holds neither, or one that is not what this version writes.
+        ValueError: It holds neither, or one that is not what this version writes, or that does not
+            say what it was shown.
         BundleError: The bundle's files do not fit together.
     """
     path = head_path(directory)
@@ -83,9 +89,19 @@ def load_head(directory: Path) -> SavedHead:
     temperature = stated.pop("temperature")
     spec, names = FeatureSpec(**stated.pop("feature_spec")), tuple(stated.pop("experts"))
     shape = HeadShape(experts=names, feature_spec=spec, **stated)
-    head = new_head(shape)
-    head.load_state_dict(load_file(path))
-    return SavedHead(head, shape, temperature)
+    head, tensors = new_head(shape), load_file(path)
+    shown = {
+        name.removeprefix(_SHOWN): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith(_SHOWN)
+    }
+    if not shown:
+        raise ValueError(
+            f"{path} does not say which images its head has learnt from: train it again with this "
+            "version"
+        )
+    head.load_state_dict(tensors)
+    return SavedHead(head, shape, ShownImages.from_tensors(shown), temperature)
 
 
 def head_path(directory: Path) -> Path:
@@ -112,6 +128,7 @@ def save_head(saved: SavedHead, directory: Path) -> Path:
     path, partial = directory / HEAD_FILE, directory / f"{HEAD_FILE}.partial"
     stated = dataclasses.asdict(saved.shape) | {"temperature": saved.temperature}
     weights = {name: tensor.detach().cpu() for name, tensor in saved.head.state_dict().items()}
+    weights |= {f"{_SHOWN}{name}": part for name, part in saved.shown.to_tensors().items()}
     save_file(weights, partial, metadata={"head": json.dumps(stated, sort_keys=True)})
     os.replace(partial, path)
     return path
@@ -141,4 +158,4 @@ def _from_bundle(directory: Path) -> SavedHead:
         raise ValueError(
             f"{directory} holds a head that was not trained here: export one with stage 1"
         ) from error
-    return SavedHead(head, shape, manifest.temperature.value)
+    return SavedHead(head, shape, shown_images(directory), manifest.temperature.value)

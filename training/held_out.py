@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 
 from router_service.bundle import Bundle
 from router_service.core import Features, HeadOutput
@@ -20,8 +19,7 @@ from router_service.head import Head
 from router_service.manifest import Manifest
 from training.agents import Floats, Hints, Labels
 from training.features import FeatureTable
-from training.stage1 import split_by_image
-from training.stage1_config import Stage1Config
+from training.shown import ShownImages
 
 # Of the cases: the agent's weight is fitted to the first, thresholds are proven on the rest.
 TUNING_SHARE = 0.25
@@ -76,13 +74,20 @@ class Cases:
         return probabilities
 
 
-def read_cases(bundle: Bundle, table: FeatureTable, seed: int) -> Cases:
+def read_cases(bundle: Bundle, shown: ShownImages, table: FeatureTable, seed: int) -> Cases:
     """What the bundle's head says about held-out cases, one an image.
 
     Cases of one image are right or wrong together, and bounds count independent ones.
 
+    Args:
+        bundle: Its head judges.
+        shown: What the head was shown.
+        table: Features of any records; those of images that the head has learnt from are left out.
+        seed: Of the order, and of which case of an image.
+
     Raises:
-        ValueError: The features are of another spec or of experts that the bundle does not know.
+        ValueError: The features are of another spec or of experts that the bundle does not know,
+            or the head has learnt from all of their images.
     """
     manifest = bundle.manifest
     _check_spec(manifest, table)
@@ -94,7 +99,7 @@ def read_cases(bundle: Bundle, table: FeatureTable, seed: int) -> Cases:
             f"the features are of {error.args[0][0]} in a version that the bundle does not know; "
             "train and export a router for it"
         ) from None
-    rows, source = _held_out(manifest, table)
+    rows, source = _held_out(shown, table)
     # What an agent alone has labelled cannot be judged by.
     rows = rows[table.label.numpy()[rows] >= 0]
     noise = np.random.default_rng(seed)
@@ -143,18 +148,14 @@ def _check_spec(manifest: Manifest, table: FeatureTable) -> None:
         )
 
 
-def _held_out(manifest: Manifest, table: FeatureTable) -> tuple[npt.NDArray[np.int64], str]:
-    """Rows that the head has not learnt from, and where they come from."""
-    if table.index.dataset_digest != manifest.provenance.dataset_digest:
-        return np.arange(len(table)), "records that the head was not trained on"
-    try:
-        config = Stage1Config.model_validate(manifest.provenance.config)
-    except ValidationError:
-        raise ValueError(
-            "the bundle was not trained by this version's stage 1, so its held-out records are "
-            "not known; give features of other records"
-        ) from None
-    return split_by_image(table, config)["held_out"].numpy(), "the held-out split of its records"
+def _held_out(shown: ShownImages, table: FeatureTable) -> tuple[npt.NDArray[np.int64], str]:
+    """Rows of images that the head has not learnt from, and what they are."""
+    rows = (~shown.taught(table.image)).nonzero().flatten().numpy()
+    if not len(rows):
+        raise ValueError("the head has learnt from all of these screens: give features of others")
+    if len(rows) < len(table):
+        return rows, "those of the screens that the head has not learnt from"
+    return rows, "screens that the head has not learnt from"
 
 
 def _judged(head: Head, table: FeatureTable, rows: npt.NDArray[np.int64]) -> list[HeadOutput]:

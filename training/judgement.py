@@ -23,6 +23,7 @@ from training.agents import Floats, measure_agent, pool_all, simulate
 from training.export import write_manifest
 from training.features import load_features
 from training.held_out import Cases, read_cases
+from training.shown import shown_images
 from training.thresholds import (
     CONFIDENCE,
     Flags,
@@ -76,7 +77,7 @@ def fit_bundle(
 def read_bundle_cases(directory: Path, features_dir: Path, seed: int) -> tuple[Bundle, Cases]:
     """A bundle and what its head says about held-out cases; arguments as for `fit_bundle`."""
     bundle = load_bundle(directory)
-    return bundle, read_cases(bundle, load_features(features_dir), seed)
+    return bundle, read_cases(bundle, shown_images(directory), load_features(features_dir), seed)
 
 
 def fit_manifest(

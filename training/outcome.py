@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_service.model.experts import ExpertSet
-from router_service.core import ExpertEntry
-from training.features import FeatureTable
 from training.head_file import SavedHead, save_head
 from training.joint import AnchoredRouter
 from training.run_bundle import BUNDLE_FOLDER, BundleFeatures, bundle_features, write_bundle
 from training.setting import Setting
+from training.shown import ShownImages
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ def features_for_bundle(setting: Setting) -> BundleFeatures | None:
     Raises:
         ValueError: One is of other experts or another spec.
     """
-    return bundle_features(setting.config, setting.experts.names, setting.spec.digest)
+    return bundle_features(
+        setting.config, setting.experts.names, setting.spec.digest, setting.head.shown
+    )
 
 
 def kept_apart(setting: Setting, features: BundleFeatures | None) -> Setting:
@@ -88,25 +89,18 @@ def finish(
     """
     config = setting.config
     head = router.head.eval().cpu()
-    saved = SavedHead(head, setting.head.shape, config.gates.temperature_end)
     bundle: Path | None = None
     accuracy: Mapping[str, float] = {}
+    shown = setting.head.shown.joined(ShownImages.of({"train": setting.rows.image_numbers()}))
+    if features is not None:
+        shown = shown.joined(features.shown())
+    saved = SavedHead(head, setting.head.shape, shown, config.gates.temperature_end)
     if setting.accelerator.is_main_process:
         save_head(saved, config.out)
         if features is not None:
             bundle = config.out / BUNDLE_FOLDER
-            of_these = dataclasses.replace(features, table=_for_experts(features.table, experts))
-            accuracy = write_bundle(saved, of_these, config, bundle, stage=stage).accuracy
+            accuracy = write_bundle(
+                saved, features, config, bundle, stage=stage, experts=experts.identities
+            ).accuracy
     setting.accelerator.wait_for_everyone()
     return Outcome(saved, bundle, written, accuracy, setting.left_out)
-
-
-def _for_experts(table: FeatureTable, experts: ExpertSet) -> FeatureTable:
-    """The same features, for experts that have changed since: all gates were zero in them."""
-    labels = {entry.name: entry.label for entry in table.index.experts}
-    entries = tuple(
-        ExpertEntry(identity.name, identity.digest, labels[identity.name])
-        for identity in experts.identities
-    )
-    index = dataclasses.replace(table.index, experts=entries, expert_set=experts.digest)
-    return dataclasses.replace(table, index=index)

@@ -6,29 +6,30 @@ Knows caches of features, heads and bundles; trains nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from executor_service.core import ExpertIdentity, expert_set_digest
+from executor_service.model.adapters import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
+from executor_service.model.experts import ExpertLocation
 from router_service.bundle import MANIFEST_FILE, load_bundle
-from router_service.manifest import Provenance
-from training.data.origin import image_numbers
-from training.data.records import read_labelled
+from router_service.core import ExpertEntry
 from training.export import export_bundle, write_manifest
 from training.features import FeatureTable, load_features
 from training.head_file import SavedHead, head_path, load_head
 from training.known_screens import KnownLooks, known_looks
 from training.run_config import RunConfig
-from training.run_file import RUN_FILE, digest_of
+from training.run_file import INPUTS_FILE, RUN_FILE, digest_of
+from training.shown import ShownImages
 from training.stage1 import Stage1Result, judged, split_by_image
 from training.stage1_config import Stage1Config
 
 BUNDLE_FOLDER, EXPERTS_FOLDER = "router", "experts"
-# Of the images of a cache, as stage 1 has them.
-_SHARES = ("validation_share", "held_out_share")
 # What a bundle states of a run; paths stay on the machine that they belong to.
 _STATED = ("steps", "batch_rows", "dtype", "mixed_precision", "router", "gates", "weights", "rates")
 
@@ -40,22 +41,27 @@ class BundleFeatures:
     Attributes:
         table: Its head is calibrated and measured on it.
         known: What its router is to know; None: the screens of the table's train split.
-        splits: How the table's rows are split.
+        config: What stage 1 would be told of the head.
+        splits: Row indices of each split.
     """
 
     table: FeatureTable
     known: KnownLooks | None
-    splits: Stage1Config
+    config: Stage1Config
+    splits: Mapping[str, torch.Tensor]
+
+    def shown(self) -> ShownImages:
+        """The images of the splits."""
+        return ShownImages.of({name: self.table.image[rows] for name, rows in self.splits.items()})
 
     def measured(self) -> set[int]:
         """Numbers of the images that the head is calibrated and measured on."""
-        splits = split_by_image(self.table, self.splits)
-        rows = torch.cat([splits["validation"], splits["held_out"]])
+        rows = torch.cat([self.splits["validation"], self.splits["held_out"]])
         return set(self.table.image[rows].tolist())
 
 
 def bundle_features(
-    config: RunConfig, names: tuple[str, ...], spec_digest: str
+    config: RunConfig, names: tuple[str, ...], spec_digest: str, shown: ShownImages
 ) -> BundleFeatures | None:
     """The caches that a run names; None if it names none.
 
@@ -63,9 +69,10 @@ def bundle_features(
         config: The run's.
         names: Of its experts, in order.
         spec_digest: Of what its head reads.
+        shown: What its head has been shown, which stays in its splits.
 
     Raises:
-        ValueError: A cache is of other experts or another spec.
+        ValueError: A cache is of other experts or another spec, or has no images to measure on.
     """
     if config.features is None:
         return None
@@ -77,28 +84,38 @@ def bundle_features(
         )
     if table.index.feature_spec.digest != spec_digest:
         raise ValueError("the features are not what the router reads; extract them again")
-    splits = _splits(config, table)
-    split_by_image(table, splits)
+    router = config.router
+    assert router.width
+    assert router.dropout is not None
+    stage1 = Stage1Config(seed=config.seed, width=router.width, dropout=router.dropout)
     known = known_looks(config.known, table.index) if config.known else None
-    return BundleFeatures(table, known, splits)
+    return BundleFeatures(table, known, stage1, split_by_image(table, stage1, shown))
 
 
 def write_bundle(
-    saved: SavedHead, features: BundleFeatures, config: RunConfig, out: Path, *, stage: int
+    saved: SavedHead,
+    features: BundleFeatures,
+    config: RunConfig,
+    out: Path,
+    *,
+    stage: int,
+    experts: Sequence[ExpertIdentity],
 ) -> Stage1Result:
     """Calibrates and measures a head, and writes its bundle, which says which run it is of.
 
     Args:
         saved: The head.
-        features: Of the experts that the bundle is for.
+        features: Of experts of the same names.
         config: The run's.
         out: The bundle's directory.
         stage: 2 or 3.
+        experts: That the bundle is for.
     """
-    rows = split_by_image(features.table, features.splits)
-    result = judged(saved.head, features.table, rows, features.splits, features.known)
+    table = _for_experts(features.table, experts)
+    result = judged(saved.head, table, features.splits, features.config, features.known)
+    result = dataclasses.replace(result, shown=result.shown.joined(saved.shown))
     export_bundle(result, out)
-    _state_run(out, config, features.splits, stage)
+    _state_run(out, config, stage)
     return result
 
 
@@ -108,12 +125,13 @@ def export_run(run: Path, out: Path, features: Path, known: Path | None = None) 
     Args:
         run: Its folder.
         out: The bundle's directory.
-        features: Cache of the experts that the bundle is for: after stage 3, of those it wrote.
+        features: Cache of experts of the same names. The bundle is for those that the run mixed,
+            after stage 3 for those that it wrote.
         known: Cache of the looks that the router is to know; None: those of `features`.
 
     Raises:
-        ValueError: The folder holds no finished run, a cache does not belong to it, or it has
-            learnt from screens that the bundle would be measured on.
+        ValueError: The folder holds no finished run, a cache does not belong to it, it has learnt
+            from all screens that the bundle could be measured on, or its experts have changed.
     """
     if head_path(run).name == MANIFEST_FILE:
         raise ValueError(f"{run} is a bundle already: give the folder of a run of stage 2 or 3")
@@ -122,47 +140,54 @@ def export_run(run: Path, out: Path, features: Path, known: Path | None = None) 
     config = config.model_copy(update={"out": run})
     config.save()
     config = config.model_copy(update={"features": features, "known": known})
-    found = bundle_features(config, saved.shape.experts, saved.shape.feature_spec.digest)
+    found = bundle_features(
+        config, saved.shape.experts, saved.shape.feature_spec.digest, saved.shown
+    )
     assert found is not None
-    if both := _images(config) & found.measured():
+    written = run / EXPERTS_FOLDER
+    stage = 3 if written.is_dir() else 2
+    experts = [
+        _identity(name, written / name if stage == 3 else config.lora_modules[name])
+        for name in saved.shape.experts
+    ]
+    began = json.loads((run / INPUTS_FILE).read_text(encoding="utf-8"))
+    if stage == 2 and expert_set_digest(experts) != began["experts"]:
         raise ValueError(
-            f"the run has learnt from {len(both)} of the screens that its bundle would be measured "
-            "on; give features of others"
+            "the experts have changed since the run mixed them, and its head is for those; put "
+            "them back, or train it with these"
         )
-    stage = 3 if (run / EXPERTS_FOLDER).is_dir() else 2
-    return write_bundle(saved, found, config, out, stage=stage)
+    return write_bundle(saved, found, config, out, stage=stage, experts=experts)
 
 
-def _images(config: RunConfig) -> set[int]:
-    """Numbers of the images of a run's records."""
-    return set(image_numbers(read_labelled(config.records), config.images))
+def _identity(name: str, directory: Path) -> ExpertIdentity:
+    """An expert by what its files hold.
 
-
-def _splits(config: RunConfig, table: FeatureTable) -> Stage1Config:
-    """How a cache is split: if the head that is started from has learnt from it, as it was then.
-
-    Otherwise the head would be measured on what it was taught.
+    Raises:
+        ValueError: They cannot be read.
     """
-    router = config.router
-    assert router.width
-    assert router.dropout is not None
-    own = Stage1Config(seed=config.seed, width=router.width, dropout=router.dropout)
-    begun = _origin(config.start) if config.start else None
-    if begun is None or begun.dataset_digest != table.index.dataset_digest:
-        return own
-    shares = {name: begun.config[name] for name in _SHARES if name in begun.config}
-    return own.model_copy(update={"seed": begun.seed, **shares})
+    adapter = ExpertLocation(name, directory).adapter
+    try:
+        files = [(adapter / file).read_bytes() for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    except OSError as error:
+        raise ValueError(
+            f"{name} is not in {directory} any more ({error.strerror}); put it back there"
+        ) from None
+    return ExpertIdentity(name, adapter_digest(*files), 1)
 
 
-def _origin(start: Path) -> Provenance | None:
-    """That of the bundle that a head was started from, or of the bundle that its run left."""
-    for folder in (start, start / BUNDLE_FOLDER):
-        if (folder / MANIFEST_FILE).exists():
-            return load_bundle(folder).manifest.provenance
-    return None
+def _for_experts(table: FeatureTable, experts: Sequence[ExpertIdentity]) -> FeatureTable:
+    """The same features, for experts that have changed since: all gates were zero in them."""
+    labels = {entry.name: entry.label for entry in table.index.experts}
+    entries = tuple(
+        ExpertEntry(expert.name, expert.digest, labels[expert.name]) for expert in experts
+    )
+    digest = expert_set_digest(experts)
+    return dataclasses.replace(
+        table, index=dataclasses.replace(table.index, experts=entries, expert_set=digest)
+    )
 
 
-def _state_run(bundle: Path, config: RunConfig, splits: Stage1Config, stage: int) -> None:
+def _state_run(bundle: Path, config: RunConfig, stage: int) -> None:
     """Puts the run in the place of stage 1 in what the bundle says of its origin."""
     manifest = load_bundle(bundle).manifest
     stated: dict[str, float | int | str] = {
@@ -170,7 +195,6 @@ def _state_run(bundle: Path, config: RunConfig, splits: Stage1Config, stage: int
         "seed": config.seed,
         "records": digest_of(config.records),
         "dropout": config.router.dropout or 0.0,
-        **{name: getattr(splits, name) for name in _SHARES},
         **dict(_flat(config.model_dump(mode="json", include=set(_STATED)))),
     }
     provenance = dataclasses.replace(manifest.provenance, config=stated)

@@ -33,6 +33,7 @@ from training.heads import LayeredHead, RouterHead
 from training.processes import on_cpu
 from training.run_config import Router, RunConfig
 from training.run_file import digest_of
+from training.shown import ShownImages
 
 NEW_HEAD = Router(
     width=128, dropout=0.1, text_layer=2, text_pooling="mean", vision_source="levels",
@@ -168,14 +169,14 @@ def _head(
     shape = HeadShape(experts.names, stated, router.width, router.dropout, layers)
     if anchor is None:
         torch.manual_seed(config.seed)
-        return spec, SavedHead(new_head(shape), shape)
+        return spec, SavedHead(new_head(shape), shape, ShownImages.of({}))
     _check_same(anchor.shape, shape)
     # A new one, because the dropout is the run's.
     head = new_head(replace(shape, layers=anchor.shape.layers))
     head.load_state_dict(anchor.head.state_dict())
     if layers and isinstance(head, RouterHead):
         head = LayeredHead(head, layers)
-    return spec, SavedHead(head, shape, anchor.temperature)
+    return spec, SavedHead(head, shape, anchor.shown, anchor.temperature)
 
 
 def _check_same(anchor: HeadShape, shape: HeadShape) -> None:

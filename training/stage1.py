@@ -25,8 +25,9 @@ from training.feature_index import FeatureIndex
 from training.features import FeatureTable, load_features
 from training.heads import LayeredHead, RouterHead, whole
 from training.known_screens import KnownLooks, KnownScreens, known_looks, known_screens
-from training.lessons import Lessons
+from training.lessons import Lessons, agent_rows
 from training.losses import entropy_penalty
+from training.shown import SPLITS, ShownImages
 from training.stage1_config import Stage1Config
 
 # From this mean confidence on held-out cases, the heaviest expert alone is as good as the mixture.
@@ -44,6 +45,7 @@ class Stage1Result:
         mode: The default mode that the held-out confidences allow.
         known: Of the train split's screens, or of a cache of their own.
         known_digest: Of that cache's records; empty: the train split's.
+        shown: The images of all splits.
     """
 
     head: RouterHead | LayeredHead
@@ -56,6 +58,7 @@ class Stage1Result:
     mode: ModeSetting
     cases: Mapping[str, int]
     accuracy: Mapping[str, float]
+    shown: ShownImages
 
 
 def train_stage1(
@@ -128,17 +131,25 @@ def judged(
             name: float((logits[name].argmax(dim=1) == table.label[rows]).double().mean())
             for name, rows in splits.items()
         },
+        shown=_shown(table, splits),
     )
 
 
-def split_by_image(table: FeatureTable, config: Stage1Config) -> dict[str, torch.Tensor]:
+def split_by_image(
+    table: FeatureTable, config: Stage1Config, shown: ShownImages | None = None
+) -> dict[str, torch.Tensor]:
     """Row indices of `train`, `validation` and `held_out`: no image is in two of them.
 
     Each expert's images are split by the same shares, at least one image each. An image that
     serves several experts counts for the first row's. Rows without a label are in none.
 
+    Args:
+        table: The features.
+        config: Seed and shares.
+        shown: What the head that is started from was shown: those images stay in their splits.
+
     Raises:
-        ValueError: An expert has fewer than three images.
+        ValueError: An expert has fewer than three images, or none in some split.
     """
     generator = torch.Generator().manual_seed(config.seed)
     labelled = (table.label >= 0).nonzero().flatten()
@@ -146,19 +157,33 @@ def split_by_image(table: FeatureTable, config: Stage1Config) -> dict[str, torch
     expert_of_image = torch.empty(len(images), dtype=torch.int64)
     # Written backwards, so that the first row of an image is what stays.
     expert_of_image[image_of_row.flip(0)] = table.label[labelled].flip(0)
-    split_of_image = torch.zeros(len(images), dtype=torch.int64)
+    split_of_image = (shown or ShownImages.of({})).splits_of(images)
     for number, name in enumerate(table.index.names):
-        own = (expert_of_image == number).nonzero().flatten()
-        if len(own) < 3:
-            raise ValueError(f"{name} has {len(own)} images; three are the least that can be split")
+        every = (expert_of_image == number).nonzero().flatten()
+        if len(every) < 3:
+            raise ValueError(
+                f"{name} has {len(every)} images; three are the least that can be split"
+            )
+        own = every[split_of_image[every] < 0]
         own = own[torch.randperm(len(own), generator=generator)]
         validation = max(1, round(len(own) * config.validation_share))
         held_out = max(1, round(len(own) * config.held_out_share))
         split_of_image[own[:validation]] = 1
         split_of_image[own[validation : validation + held_out]] = 2
+        split_of_image[own[validation + held_out :]] = 0
+        for split, part in enumerate(SPLITS):
+            if not (split_of_image[every] == split).any():
+                raise ValueError(
+                    f"no image of {name} is left for {part}: the head that is started from has "
+                    "seen the others; give features of more images"
+                )
     split_of_row = split_of_image[image_of_row]
-    names = ("train", "validation", "held_out")
-    return {name: labelled[split_of_row == number] for number, name in enumerate(names)}
+    return {name: labelled[split_of_row == number] for number, name in enumerate(SPLITS)}
+
+
+def _shown(table: FeatureTable, splits: Mapping[str, torch.Tensor]) -> ShownImages:
+    rows = {**splits, "train": torch.cat([splits["train"], agent_rows(table, splits)])}
+    return ShownImages.of({name: table.image[part] for name, part in rows.items()})
 
 
 def head_logits(

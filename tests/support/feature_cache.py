@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from router_service.bundle import MANIFEST_FILE
 from router_service.core import ExpertEntry, FeatureSpec
 from tests.support import router_bundle
 from training.feature_index import FeatureIndex
+from training.shown import SHOWN_FILE, ShownImages
 
 
 def write_shard(
@@ -47,6 +49,20 @@ def write_shard(
     stated = dataclasses.asdict(index) | {"feature_spec_digest": spec.digest}
     (directory / "features.json").write_text(json.dumps(stated))
     return directory
+
+
+def state_shown(bundle: Path, shown: ShownImages | None = None) -> Path:
+    """Makes a bundle say which images its head was shown: by itself none.
+
+    Returns:
+        `bundle`.
+    """
+    data = (shown or ShownImages.of({})).to_bytes()
+    (bundle / SHOWN_FILE).write_bytes(data)
+    stated = json.loads((bundle / MANIFEST_FILE).read_text())
+    stated["provenance"]["shown_sha256"] = hashlib.sha256(data).hexdigest()
+    (bundle / MANIFEST_FILE).write_text(json.dumps(stated))
+    return bundle
 
 
 def write_calibrated(

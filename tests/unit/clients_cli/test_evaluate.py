@@ -6,13 +6,13 @@ import pytest
 
 from router_service.bundle import load_bundle
 from tests.support import router_bundle
-from tests.support.feature_cache import write_calibrated
+from tests.support.feature_cache import state_shown, write_calibrated
 
 
 @pytest.fixture
 def bundle(tmp_path):
     model = router_bundle.head_model(distance="distance").SerializeToString()
-    return router_bundle.write_bundle(tmp_path / "router", model)
+    return state_shown(router_bundle.write_bundle(tmp_path / "router", model))
 
 
 @pytest.fixture

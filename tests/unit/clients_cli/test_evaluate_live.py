@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from tests.support.evaluation import knowing, write_dataset
-from tests.support.feature_cache import write_calibrated
+from tests.support.feature_cache import state_shown, write_calibrated
 from tests.support.router_bundle import head_model, write_bundle
 from tests.support.stub_services import Fail
 
@@ -63,7 +63,8 @@ def test_without_addresses_the_services_are_started(molora, asked, stub, monkeyp
 
 
 def test_the_judgement_of_a_bundle_beside_it(molora, asked, tmp_path):
-    bundle = write_bundle(tmp_path / "router", head_model(distance="distance").SerializeToString())
+    model = head_model(distance="distance").SerializeToString()
+    bundle = state_shown(write_bundle(tmp_path / "router", model))
     features = write_calibrated(tmp_path / "features", images=200)
     folder = tmp_path / "report"
     done = molora(
@@ -80,7 +81,8 @@ def test_the_judgement_of_a_bundle_beside_it(molora, asked, tmp_path):
 def test_screens_to_judge_on_are_drawn_first(molora, stub, monkeypatch, tmp_path):
     from training import judged_screens
 
-    bundle = write_bundle(tmp_path / "router", head_model(distance="distance").SerializeToString())
+    model = head_model(distance="distance").SerializeToString()
+    bundle = state_shown(write_bundle(tmp_path / "router", model))
     drawn = []
 
     def draw(folder, executor, experts, **given):

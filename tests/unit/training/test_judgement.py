@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +14,13 @@ from router_service.bundle import Bundle, load_bundle
 from router_service.head import Head
 from router_service.weights import pool
 from tests.support import router_bundle
+from tests.support.feature_cache import state_shown
 from tests.support.feature_cache import write_calibrated as write_cache
-from training.export import write_manifest
 from training.features import load_features
-from training.held_out import Cases, read_cases
-from training.judgement import fit_bundle
+from training.held_out import Cases
+from training.judgement import fit_bundle, read_bundle_cases
 from training.judgement_report import Judgement, judge, write_judgement
-from training.stage1 import split_by_image
-from training.stage1_config import Stage1Config
+from training.shown import SHOWN_FILE, ShownImages
 
 EXPERTS = router_bundle.EXPERTS
 
@@ -30,11 +28,11 @@ EXPERTS = router_bundle.EXPERTS
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     model = router_bundle.head_model(distance="distance").SerializeToString()
-    return router_bundle.write_bundle(tmp_path / "router", model)
+    return state_shown(router_bundle.write_bundle(tmp_path / "router", model))
 
 
 def cases_of(bundle: Path, cache: Path, seed: int = 0) -> Cases:
-    return read_cases(load_bundle(bundle), load_features(cache), seed)
+    return read_bundle_cases(bundle, cache, seed)[1]
 
 
 class TestCases:
@@ -44,7 +42,7 @@ class TestCases:
         cache = write_cache(tmp_path / "cache", images=60, rows=4)
         cases = cases_of(bundle, cache)
         assert len(cases) == 60
-        assert cases.source == "records that the head was not trained on"
+        assert cases.source == "screens that the head has not learnt from"
         again, other = cases_of(bundle, cache), cases_of(bundle, cache, seed=1)
         assert (again.logits == cases.logits).all()
         assert (other.logits != cases.logits).any()
@@ -52,25 +50,39 @@ class TestCases:
         assert (len(tuning), len(proof)) == (15, 45)
         assert (np.concatenate([tuning.labels, proof.labels]) == cases.labels).all()
 
-    def test_of_the_heads_own_records_only_what_it_has_not_learnt_from(
+    def test_only_images_that_the_head_has_not_learnt_from(
         self, bundle: Path, tmp_path: Path
     ) -> None:
-        digest = load_bundle(bundle).manifest.provenance.dataset_digest
-        cache = write_cache(tmp_path / "cache", images=60, digest=digest)
-        self._trained_with(bundle, Stage1Config(seed=5).model_dump())
-        cases = cases_of(bundle, cache)
+        """Whatever else the records are, and whichever file they are in."""
+        cache = write_cache(tmp_path / "cache", images=60)
         table = load_features(cache)
-        rows = split_by_image(table, Stage1Config(seed=5))["held_out"]
-        assert cases.source == "the held-out split of its records"
-        assert len(cases) == len(rows)
+        image = table.image
+        state_shown(
+            bundle,
+            ShownImages.of(
+                {"train": image[:20], "validation": image[20:25], "held_out": image[25:40]}
+            ),
+        )
+        cases = cases_of(bundle, cache)
+        assert cases.source == "those of the screens that the head has not learnt from"
         assert cases.distance is not None
-        assert sorted(cases.distance) == pytest.approx(sorted(table.vision[rows, 0].tolist()))
+        assert sorted(cases.distance) == pytest.approx(sorted(table.vision[25:, 0].tolist()))
+        state_shown(bundle, ShownImages.of({"train": image}))
+        with pytest.raises(ValueError, match="give features of others"):
+            cases_of(bundle, cache)
 
-    def test_a_bundle_that_stage_1_did_not_train(self, bundle: Path, tmp_path: Path) -> None:
-        digest = load_bundle(bundle).manifest.provenance.dataset_digest
-        cache = write_cache(tmp_path / "cache", digest=digest)
-        self._trained_with(bundle, {"stage": 3})
-        with pytest.raises(ValueError, match="features of other records"):
+    def test_a_bundle_that_does_not_say_what_it_learnt_from(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        cache = write_cache(tmp_path / "cache")
+        (bundle / SHOWN_FILE).write_bytes(ShownImages.of({"train": [1]}).to_bytes())
+        with pytest.raises(ValueError, match=r"no shown\.safetensors that it names.*export it"):
+            cases_of(bundle, cache)
+        (bundle / SHOWN_FILE).unlink()
+        with pytest.raises(ValueError, match=r"no shown\.safetensors that it names"):
+            cases_of(bundle, cache)
+        router_bundle.write_bundle(bundle)
+        with pytest.raises(ValueError, match=r"no shown\.safetensors that says"):
             cases_of(bundle, cache)
 
     def test_labels_and_hints_are_the_bundles(self, bundle: Path, tmp_path: Path) -> None:
@@ -91,11 +103,6 @@ class TestCases:
         changed = (dataclasses.replace(EXPERTS[0], digest="0" * 64), *EXPERTS[1:])
         with pytest.raises(ValueError, match="calendar in a version"):
             cases_of(bundle, write_cache(tmp_path / "b", experts=changed))
-
-    def _trained_with(self, bundle: Path, config: dict[str, Any]) -> None:
-        manifest = load_bundle(bundle).manifest
-        provenance = dataclasses.replace(manifest.provenance, config=config)
-        write_manifest(dataclasses.replace(manifest, provenance=provenance), bundle)
 
 
 class TestFit:
@@ -187,7 +194,7 @@ class TestFit:
         assert "80 images are too few" in manifest.abstention.why
 
     def test_a_head_without_a_distance_abstains_from_nothing(self, tmp_path: Path) -> None:
-        bundle = router_bundle.write_bundle(tmp_path / "router")
+        bundle = state_shown(router_bundle.write_bundle(tmp_path / "router"))
         cache = write_cache(tmp_path / "cache")
         assert (
             fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05).manifest.abstention is None
@@ -224,7 +231,7 @@ class TestFit:
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Cases]:
     folder = tmp_path_factory.mktemp("judged")
     model = router_bundle.head_model(distance="distance").SerializeToString()
-    bundle = router_bundle.write_bundle(folder / "router", model)
+    bundle = state_shown(router_bundle.write_bundle(folder / "router", model))
     cache = write_cache(folder / "cache", images=800)
     return fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05, reliability=0.8), cases_of(
         bundle, cache

@@ -338,7 +338,8 @@ class TestExport:
         assert manifest.thresholds.agent_veto.source == "typed"
 
     def test_it_is_one_file_without_a_trace_of_this_machine(self, bundle: Path) -> None:
-        assert sorted(path.name for path in bundle.iterdir()) == ["router.json", "router.onnx"]
+        names = sorted(path.name for path in bundle.iterdir())
+        assert names == ["router.json", "router.onnx", "shown.safetensors"]
         model = onnx.load(bundle / "router.onnx", load_external_data=False)
         assert [entry.version for entry in model.opset_import if not entry.domain] == [20]
         names = {tensor.name for tensor in model.graph.initializer}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tests.support.tiny_run import (
     load_experts,
     write_features,
 )
-from training.data.origin import image_number
+from training.data.origin import image_numbers
 from training.data.records import read_labelled
 from training.export import export_bundle
 from training.features import load_features
@@ -37,6 +38,7 @@ from training.outcome import features_for_bundle, kept_apart
 from training.run_bundle import BundleFeatures, export_run
 from training.run_config import RunConfig
 from training.setting import prepare
+from training.shown import ShownImages, shown_images
 from training.stage1 import train_stage1
 from training.stage1_config import Stage1Config
 from training.stage2 import train_stage2
@@ -391,7 +393,7 @@ def test_a_cache_stays_split_as_it_was_for_the_head_that_is_started_from(
     )
     assert outcome.bundle is not None
     second = load_bundle(outcome.bundle).manifest.provenance
-    assert (second.cases, second.seed) == (first.cases, 3)
+    assert (second.cases, second.seed) == (first.cases, 4)
     # And so for what is started from that one; with a bundle's folder or with its run's.
     for start in (out, outcome.bundle):
         config = tiny.config(
@@ -404,32 +406,52 @@ def test_a_cache_stays_split_as_it_was_for_the_head_that_is_started_from(
         )
         third = features_for_bundle(prepare(config))
         assert third is not None
-        assert (third.splits.seed, third.splits.held_out_share) == (3, 0.3)
+        assert third.shown().to_bytes() == first.shown.to_bytes()
+
+
+def test_what_an_earlier_stage_has_learnt_from_measures_no_later_one(
+    tiny: TinyRun, out: Path, features: Path, tmp_path: Path
+) -> None:
+    """Over a run without features or a bundle, whose start is gone, and whose seed is another."""
+    first = train_stage1(features, config=Stage1Config(seed=3, max_epochs=2), progress=False)
+    export_bundle(first, tmp_path / "first")
+    train_stage2(tiny.config(out, start=tmp_path / "first", steps=1, seed=1, router={}))
+    shutil.rmtree(tmp_path / "first")
+    later = tiny.config(
+        tmp_path / "later", features=features, start=out, steps=1, seed=2, router={}
+    )
+    outcome = train_stage3(later)
+    assert outcome.bundle is not None
+    shown, numbers = shown_images(outcome.bundle), image_numbers_of(tiny)
+    assert shown.taught(numbers).all()
+    for image, split in zip(first.shown.image, first.shown.split, strict=True):
+        assert shown.splits_of(image[None]) == split
+
+
+def image_numbers_of(tiny: TinyRun) -> torch.Tensor:
+    return torch.tensor(image_numbers(read_labelled(tiny.records), tiny.records.parent))
 
 
 def test_what_the_bundle_is_measured_on_is_not_learnt_from(
     tiny: TinyRun,
     features: Path,
-    started: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The records' own cache, with the numbers that its images have in one."""
-    records = read_labelled(tiny.records)
-    data = [(tiny.records.parent / record.image).read_bytes() for record in records]
-    numbers = torch.tensor(list(map(image_number, records, data)))
+    numbers = image_numbers_of(tiny)
     table = load_features(features)
     columns = {name: getattr(table, name) for name in ("text", "vision", "label", "source")}
     spec, experts = table.index.feature_spec, table.index.experts
     cache = write_shard(tmp_path / "c", columns | {"image": numbers}, spec, experts, "d" * 64)
-    config = tiny.config(tmp_path / "run", features=cache, start=started, steps=1, router={})
+    config = tiny.config(tmp_path / "run", features=cache, steps=1, **EXACT)
     setting = prepare(config)
     bundle = features_for_bundle(setting)
     apart = kept_apart(setting, bundle)
     assert bundle is not None
     left = sum(number in bundle.measured() for number in numbers.tolist())
-    assert 0 < left < len(records)
-    assert (apart.left_out, len(apart.rows)) == (left, len(records) - left)
+    assert 0 < left < len(numbers)
+    assert (apart.left_out, len(apart.rows)) == (left, len(numbers) - left)
     assert train_stage2(config).left_out == left
     assert kept_apart(setting, None).left_out == 0
     monkeypatch.setattr(BundleFeatures, "measured", lambda self: set(numbers.tolist()))
@@ -455,10 +477,34 @@ def test_a_run_without_features_is_exported_later(
     with pytest.raises(ValueError, match="another run, with other seed"):
         export_run(out, tmp_path / "none", features)
     monkeypatch.delenv("MOLORA_TRAIN_SEED")
-    monkeypatch.setattr("training.run_bundle._images", lambda config: set(range(6)))
-    with pytest.raises(ValueError, match=r"learnt from \d of the screens that its bundle"):
+    saved = load_head(out)
+    learnt = ShownImages.of({"train": load_features(features).image})
+    save_head(dataclasses.replace(saved, shown=learnt), out)
+    with pytest.raises(ValueError, match="is left for validation: the head that is started from"):
         export_run(out, tmp_path / "none", features)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_later_export_is_for_the_experts_that_the_run_mixed(
+    tiny: TinyRun, out: Path, features: Path, tmp_path: Path
+) -> None:
+    """Whichever those are that the cache was extracted beside."""
+    experts = tmp_path / "experts"
+    shutil.copytree(tiny.experts, experts)
+    train_stage2(tiny.config(out, experts_root=experts, steps=1))
+    learnt = train_stage3(tiny.config(tmp_path / "learnt", steps=1))
+    for name, directory in learnt.experts.items():
+        shutil.copytree(directory, experts / name, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="the experts have changed since the run mixed them"):
+        export_run(out, tmp_path / "none", features)
+    shutil.rmtree(experts / "clicker")
+    with pytest.raises(ValueError, match="clicker is not in"):
+        export_run(out, tmp_path / "none", features)
+    export_run(tmp_path / "learnt", tmp_path / "late", features)
+    cached = load_features(features).index.experts
+    found = load_bundle(tmp_path / "late").manifest
+    assert [each.name for each in found.experts] == [each.name for each in cached]
+    assert not {each.digest for each in found.experts} & {each.digest for each in cached}
 
 
 def test_gates_per_layer_have_a_bundle_too(

@@ -13,7 +13,7 @@ import pytest
 
 from router_service.bundle import load_bundle
 from tests.support import router_bundle
-from tests.support.feature_cache import write_calibrated
+from tests.support.feature_cache import state_shown, write_calibrated
 from training.agents import simulate
 from training.held_out import Cases
 from training.judgement import fit_agent, fit_thresholds
@@ -59,7 +59,7 @@ class Steps:
 
     def export_bundle(self, result: None, out: Path) -> Path:
         model = router_bundle.head_model(distance="distance").SerializeToString()
-        return router_bundle.write_bundle(out, model)
+        return state_shown(router_bundle.write_bundle(out, model))
 
 
 class _Entered:
