@@ -15,6 +15,7 @@ import torch
 from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from executor_service.model.reference import Instruction
 from executor_service.model.screen import PixelInput, ScreenReader
+from training.data.images import check_images
 from training.data.origin import image_numbers
 from training.data.records import Record, read_labelled
 
@@ -46,6 +47,9 @@ class Conversations:
         builder: Of the checkpoint.
         systems: System prompt of each expert, by name and in expert-set order; a record's own
             comes first.
+
+    Raises:
+        ValueError: An image is missing.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Conversations:
         builder: PromptBuilder,
         systems: Mapping[str, str | None],
     ) -> None:
+        check_images([record.image for record in records], images)
         self._records = records
         self._images = images
         self._reader = reader

@@ -23,7 +23,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from executor_service.model.adapters import CONFIG_FILE
 from executor_service.model.checkpoint import base_digest, base_name, load_base
@@ -38,7 +37,7 @@ from training.lora import lora_config
 from training.processes import on_cpu, this_process
 from training.run_config import RunConfig
 from training.run_file import digest_of
-from training.trainer_reports import Progress, Reports, Tells, step_of
+from training.trainer_reports import Progress, Reports, Tells, newest_state, step_of
 
 STATE_FOLDER = "state"
 _IGNORED = -100
@@ -129,7 +128,7 @@ def _fit(
         callbacks=[Reports(progress)] if progress else [],
     )
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(config.out / STATE_FOLDER))  # type: ignore[no-untyped-call]
+    last = newest_state(config.out / STATE_FOLDER)
     with Events(config.out if trainer.is_world_process_zero() else None, step_of(last)) as events:
         trainer.add_callback(Tells(events))
         trainer.train(resume_from_checkpoint=last)

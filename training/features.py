@@ -31,6 +31,7 @@ from safetensors.torch import load, save_file
 from molora_client import ContextRef, Features, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
 from training.data.hints import AGENT_EXPERT, read_hint
+from training.data.images import check_images
 from training.data.origin import image_number
 from training.data.records import Record, read_records
 from training.feature_index import INDEX_FILE, FeatureIndex, read_index, to_json
@@ -83,13 +84,14 @@ def cache_features(
 
     Raises:
         ValueError: A record has neither adapter nor hint, or an adapter that is not loaded, or an
-            agent's hint that cannot be read; or there is no record.
-        RuntimeError: The executor changed while features were being extracted.
+            agent's hint that cannot be read; or there is no record, or an image is missing; or the
+            executor changed while features were being extracted.
         MoloraError: A call failed.
     """
     read = read_records(records_path)
     if not read.records:
         raise ValueError(f"{records_path} holds no record: {len(read.refused)} rows were refused")
+    check_images([record.image for record in read.records], images_root)
     # Records of one image in a row: the executor decodes and sees each screen once.
     records = sorted(read.records, key=lambda record: record.image)
     out.mkdir(parents=True, exist_ok=True)
@@ -201,7 +203,7 @@ def _check_unchanged(features: Features, index: FeatureIndex) -> None:
     found = (features.feature_spec, features.model, features.expert_set)
     spec = index.feature_spec
     if found != (spec.digest, spec.base_digest, index.expert_set):
-        raise RuntimeError("the executor changed while features were being extracted; start again")
+        raise ValueError("the executor changed while features were being extracted; start again")
 
 
 def _in_shards(rows: Iterable[_Row], most: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -253,7 +255,10 @@ def _feature_spec(info: ServerInfo) -> FeatureSpec:
     digest = stated.pop("digest")
     spec = FeatureSpec(**stated)
     if spec.digest != digest:
-        raise RuntimeError("the executor's feature spec has another digest than it states")
+        raise ValueError(
+            "the executor's feature spec has another digest than it states; run executor and "
+            "command in one version"
+        )
     return spec
 
 

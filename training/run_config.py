@@ -167,6 +167,11 @@ class RunConfig(Run):
                 f"batch_rows {self.batch_rows} is no multiple of rows_per_forward "
                 f"{self.rows_per_forward}; give one that is"
             )
+        if self.weights.kl and not self.start:
+            raise ValueError(
+                "weights.kl pulls towards the head that is started from; name start, or leave it "
+                "out"
+            )
         if self.known and not self.features:
             raise ValueError(
                 "known is of a bundle, and without features none is written; name both"

@@ -29,10 +29,12 @@ class Rate:
     Args:
         passed: 0 to `n`.
         n: Cases, at least one.
+        together: So many of them are of one screen and one instruction, and no evidence each.
     """
 
     passed: int
     n: int
+    together: int = 1
 
     def __post_init__(self) -> None:
         if not (self.n >= 1 and 0 <= self.passed <= self.n):
@@ -46,7 +48,7 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson score interval."""
-        return wilson_interval(self.passed, self.n)
+        return wilson_interval(self.passed / self.together, self.n / self.together)
 
 
 def parse_calls(text: str) -> tuple[ToolCall, ...]:
@@ -115,7 +117,7 @@ def is_vacuous(expected: Sequence[ToolCall], tolerance: Tolerance | None) -> boo
     return width * height * 2 >= _SIDE * _SIDE
 
 
-def wilson_interval(passed: int, n: int) -> tuple[float, float]:
+def wilson_interval(passed: float, n: float) -> tuple[float, float]:
     """The 95 % Wilson score interval of a rate (Wilson 1927).
 
     Args:

@@ -1,19 +1,32 @@
-"""What transformers' Trainer says while it runs, to a progress bar and to TensorBoard.
+"""What transformers' Trainer says while it runs, to a progress bar and to TensorBoard, and keeps.
 
-Knows the Trainer's callbacks; trains nothing.
+Knows the Trainer's callbacks and its states' folders; trains nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from training.events import Events
 
 Progress = Callable[[int, int], None]
 _LOGGED = {"loss": "loss/answer", "grad_norm": "loss/gradient_norm", "learning_rate": "rate/expert"}
+
+
+def newest_state(folder: Path) -> str | None:
+    """The Trainer's last whole state; None if there is none.
+
+    Args:
+        folder: Of its states. One that it was writing when it was killed is passed over: it lacks
+            the file that is written last.
+    """
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return max(map(str, whole), key=step_of, default=None)
 
 
 def step_of(checkpoint: str | None) -> int:

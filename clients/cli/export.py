@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from clients.cli.connection import Json
-from clients.cli.exits import refused_input
-from clients.cli.train import print_head
+from clients.cli.train import print_head, stopped_runs
 
 
 def export(
@@ -29,7 +28,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the router bundle of a run that was trained without --features."""
-    with refused_input():
+    with stopped_runs():
         from training.run_bundle import export_run
 
         result = export_run(run, out, features, known)

@@ -96,7 +96,7 @@ def features(
 @app.command("stage1", context_settings=PASS_ON)
 def stage1(context: typer.Context, as_json: Json = False) -> None:
     """Train the head on cached features; see `molora train stage1 --help`."""
-    with _stopped_runs():
+    with stopped_runs():
         from training.stage1_config import Stage1Run
         from training.stage1_run import run_stage1
 
@@ -153,7 +153,7 @@ def _run(verb: str, flags: Sequence[str], train: _Training[Result]) -> Result | 
     from training.processes import this_process
     from training.run_config import RunConfig
 
-    with _stopped_runs():
+    with stopped_runs():
         config = RunConfig.read(flags, f"molora train {verb}")
         process = this_process()
         try:
@@ -167,7 +167,7 @@ def _run(verb: str, flags: Sequence[str], train: _Training[Result]) -> Result | 
 
 
 @contextlib.contextmanager
-def _stopped_runs() -> Iterator[None]:
+def stopped_runs() -> Iterator[None]:
     """Turns what cannot be used into 2, and a run that must not go on into 1."""
     from executor_service.errors import NotLoadable
     from router_service.errors import BundleError

@@ -103,6 +103,17 @@ async def test_changed_screens_belong_to_the_one_that_they_were_made_of(tmp_path
             await cache(records, address, tmp_path / "other")
 
 
+async def test_a_missing_image_is_missed_before_anything_is_asked(tmp_path: Path) -> None:
+    records = write_records(tmp_path, ["calendar", "chart"], images_each=2)
+    (tmp_path / "images/1-0.png").unlink()
+    stub = StubExecutor()
+    async with serving(stub) as address:
+        with pytest.raises(ValueError, match=r"1 of 4 images .* of record 3: .*missing"):
+            await cache(records, address, tmp_path / "features")
+    assert not stub.seen
+    assert not (tmp_path / "features").exists()
+
+
 async def test_a_shard_is_no_larger_than_it_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +250,7 @@ async def test_an_executor_that_changes_in_between(tmp_path: Path) -> None:
 
     records = write_records(tmp_path, ["calendar", "chart"])
     async with serving(Changing()) as address:
-        with pytest.raises(RuntimeError, match="changed while"):
+        with pytest.raises(ValueError, match="changed while"):
             await cache(records, address, tmp_path / "features")
     with pytest.raises(ValueError, match="no whole feature cache"):
         load_features(tmp_path / "features")

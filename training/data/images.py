@@ -6,7 +6,7 @@ Knows files and pixels; knows no record.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -35,6 +35,31 @@ def find_image(image: str, folders: Iterable[Path]) -> Path:
                 raise ValueError("the image leads out of its folder: use a file inside")
             return path
     raise ValueError("the image is missing: put it where the record says")
+
+
+def check_images(images: Sequence[str], folder: Path) -> None:
+    """Looks for the images of all records, before hours are spent on the first of them.
+
+    Args:
+        images: Relative paths, one a record.
+        folder: Where they are.
+
+    Raises:
+        ValueError: Some are not there; which of the records is the first without.
+    """
+    reasons: dict[str, str] = {}
+    for image in dict.fromkeys(images):
+        try:
+            find_image(image, [folder])
+        except ValueError as error:
+            reasons[image] = str(error)
+    if reasons:
+        first = next(n for n, image in enumerate(images, start=1) if image in reasons)
+        why = reasons[images[first - 1]]
+        raise ValueError(
+            f"{len(reasons)} of {len(set(images))} images cannot be used, the first is that of "
+            f"record {first}: {why}"
+        )
 
 
 def _is_file(path: Path) -> bool:
@@ -77,3 +102,8 @@ def content_digest(path: Path) -> bytes:
     digest = hashlib.sha256(f"{image.width}x{image.height}/".encode())
     digest.update(image.tobytes())
     return digest.digest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of the file, whatever its pixels."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -6,29 +6,37 @@ Knows rows, label rules and splits; writes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.data.hints import AGENT_EXPERT, read_hint
-from training.data.images import content_digest, find_image
+from training.data.images import content_digest, file_digest, find_image
 from training.data.labels import Rule, judge
+from training.data.origin import origin_of
 from training.data.records import Record, record_from_json
 from training.data.sources import SKIPPED, Source
-from training.data.split import TRAIN, LeakError, split_by_image, split_by_source
+from training.data.split import (
+    TRAIN,
+    LeakError,
+    connected,
+    split_by_image,
+    split_by_source,
+)
 
 _UNMATCHED = "no label rule matches: give the row an `adapter`, or a further rule"
 
 
 @dataclass
 class _Image:
-    """One picture: where it was met first, and what its records are."""
+    """One picture: where it was met first, what its records are, and of which files it was made."""
 
     path: Path
     target: str
     labels: Counter[str] = field(default_factory=Counter)
     sources: set[str] = field(default_factory=set)
+    origins: set[str] = field(default_factory=set)
     hinted: bool = False
     tested: bool = False
     trained: bool = False
@@ -40,7 +48,7 @@ class Images:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = rules
         self._numbers: dict[bytes, int] = {}
-        self._digests: dict[Path, bytes | str] = {}
+        self._digests: dict[Path, tuple[bytes, str] | str] = {}
         self._targets: set[str] = set()
         self._labels: set[str] = set()
         self.all: list[_Image] = []
@@ -99,7 +107,8 @@ class Images:
 
     def _note(self, source: Source, record: Record, label: str | None) -> int:
         path = find_image(record.image, source.folders)
-        digest = self._digest(path)
+        digest, file = self._digest(path)
+        origin = origin_of(record, file)
         name = source.report.name
         if digest not in self._numbers:
             self._numbers[digest] = len(self.all)
@@ -112,6 +121,7 @@ class Images:
             image.labels[label] += 1
             self._labels.add(label)
         image.sources.add(name)
+        image.origins.add(origin)
         image.tested |= source.is_test
         image.trained |= not source.is_test
         return number
@@ -125,10 +135,10 @@ class Images:
         self._targets.add(target)
         return target
 
-    def _digest(self, path: Path) -> bytes:
+    def _digest(self, path: Path) -> tuple[bytes, str]:
         if path not in self._digests:
             try:
-                self._digests[path] = content_digest(path)
+                self._digests[path] = content_digest(path), file_digest(path)
             except ValueError as error:
                 self._digests[path] = str(error)
         digest = self._digests[path]
@@ -138,6 +148,11 @@ class Images:
 
     def keep_apart(self, sources: Sequence[Source], *, drop_tested: bool) -> None:
         """Leaves out the records on images of test files, or fails because of them."""
+        for group in self._groups(self._numbers):
+            images = [self.all[self._numbers[digest]] for digest in group]
+            if any(image.tested for image in images):
+                for image in images:
+                    image.tested = True
         leaked = sum(image.tested and image.trained for image in self.all)
         if leaked and not drop_tested:
             raise LeakError(
@@ -160,16 +175,31 @@ class Images:
         if not free:
             return {}
         labelled = {d: image for d, image in free.items() if image.labels}
+        groups = self._groups(free)
         if by_source:
-            sources = {digest: image.sources for digest, image in labelled.items()}
+            sources = {d: image.sources | image.origins for d, image in labelled.items()}
             names = split_by_source(sources, shares)
         else:
-            labels = {d: image.labels.most_common(1)[0][0] for d, image in labelled.items()}
-            names = split_by_image(labels, shares, seed=seed)
+            labels = {group[0]: label for group in groups if (label := _label(free, group))}
+            chosen = split_by_image(labels, shares, seed=seed)
+            names = {d: chosen[group[0]] for group in groups if group[0] in chosen for d in group}
         split_of = {source: names[d] for d, image in labelled.items() for source in image.sources}
-        # What nobody labelled can only be learnt from, unless its source is held out.
-        for digest in free.keys() - labelled.keys():
-            known = free[digest].sources & split_of.keys() if by_source else ()
-            held_out = sorted({split_of[source] for source in known} - {TRAIN})
-            names[digest] = held_out[0] if held_out else TRAIN
+        # What nobody labelled can only be learnt from, unless its source or origin is held out.
+        for group in groups:
+            for digest in set(group) - names.keys():
+                known = free[digest].sources & split_of.keys() if by_source else ()
+                beside = {names[other] for other in group if other in names}
+                held_out = sorted(({split_of[source] for source in known} | beside) - {TRAIN})
+                names[digest] = held_out[0] if held_out else TRAIN
         return {self._numbers[digest]: name for digest, name in names.items()}
+
+    def _groups(self, digests: Iterable[bytes]) -> list[list[bytes]]:
+        """Images that were made of one another, by content digest; in order."""
+        origins = {digest: self.all[self._numbers[digest]].origins for digest in digests}
+        return [sorted(group) for group in connected(origins)]
+
+
+def _label(images: Mapping[bytes, _Image], group: Sequence[bytes]) -> str | None:
+    """That of most of the records of a group's images; None if nobody labelled any."""
+    labels = sum((images[digest].labels for digest in group), Counter[str]())
+    return labels.most_common(1)[0][0] if labels else None

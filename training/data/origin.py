@@ -6,13 +6,16 @@ Knows a record's metadata and bytes; knows neither splits nor pixels.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from training.data.images import file_digest
 from training.data.records import Record
 
 ORIGIN = "changed_from"
 """Where the metadata of a record with a changed screen holds the sha256 of the screen's file."""
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 def image_number(record: Record, data: bytes) -> int:
@@ -31,6 +34,22 @@ def image_number(record: Record, data: bytes) -> int:
     return _number(record, hashlib.sha256(data).hexdigest())
 
 
+def origin_of(record: Record, digest: str) -> str:
+    """sha256 (hex) of the file that a record's screen was made of, or of the screen's own.
+
+    Args:
+        record: Of the screen.
+        digest: sha256 (hex) of the screen's file.
+
+    Raises:
+        ValueError: The record names an origin that is no sha256.
+    """
+    origin = record.metadata.get(ORIGIN, digest)
+    if not (isinstance(origin, str) and _SHA256.fullmatch(origin)):
+        raise ValueError(f"a record's {ORIGIN} is no sha256 in hex; leave it out")
+    return origin.lower()
+
+
 def image_numbers(records: Iterable[Record], folder: Path) -> list[int]:
     """`image_number` of each record; a screen that several have is read once.
 
@@ -42,15 +61,10 @@ def image_numbers(records: Iterable[Record], folder: Path) -> list[int]:
     numbers = []
     for record in records:
         if record.image not in digests:
-            data = (folder / record.image).read_bytes()
-            digests[record.image] = hashlib.sha256(data).hexdigest()
+            digests[record.image] = file_digest(folder / record.image)
         numbers.append(_number(record, digests[record.image]))
     return numbers
 
 
 def _number(record: Record, digest: str) -> int:
-    origin = record.metadata.get(ORIGIN, digest)
-    try:
-        return int.from_bytes(bytes.fromhex(origin)[:8], "big", signed=True)
-    except (TypeError, ValueError):
-        raise ValueError(f"a record's {ORIGIN} is no sha256 in hex; leave it out") from None
+    return int.from_bytes(bytes.fromhex(origin_of(record, digest))[:8], "big", signed=True)

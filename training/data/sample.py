@@ -6,7 +6,6 @@ record and its screen are in memory at a time.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 import shutil
@@ -16,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.data.augment import augment_record
-from training.data.images import find_image, open_image
-from training.data.origin import ORIGIN
+from training.data.images import file_digest, find_image, open_image
+from training.data.origin import ORIGIN, origin_of
 from training.data.records import Record, check_new_folder, write_records
 from training.data.sampling import NO_TASK, RecordIndex
 
@@ -94,7 +93,7 @@ def _changed(record: Record, path: Path, out: Path, number: int, seed: int) -> R
     name = f"images/{path.stem}_{number:06}.png"
     (out / "images").mkdir(parents=True, exist_ok=True)
     image.save(out / name)
-    origin = record.metadata.get(ORIGIN) or hashlib.sha256(path.read_bytes()).hexdigest()
+    origin = origin_of(record, file_digest(path))
     return replace(changed, image=name, metadata={**changed.metadata, ORIGIN: origin})
 
 

@@ -5,18 +5,14 @@ Knows adapters and task types; knows no model and no batch. In memory are 12 byt
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from PIL import Image
-
-from training.data.images import find_image, open_image
 from training.data.records import Record, record_from_json
 
 NO_TASK = "(none)"
@@ -57,14 +53,7 @@ class RecordIndex:
     def __len__(self) -> int:
         return sum(self.counts.values())
 
-    def in_file_order(self) -> Iterator[Record]:
-        """Every record once, as the file has them."""
-        with self.path.open("rb") as lines:
-            for line in lines:
-                if line.strip():
-                    yield self._record(line, "a line")
-
-    def balanced(self, *, seed: int, start: int = 0) -> Iterator[Record]:
+    def balanced(self, *, seed: int) -> Iterator[Record]:
         """Yields records without end: every adapter as often, and each of its tasks as often.
 
         A stratum's records come in a new order each time around, and none comes again before all
@@ -72,10 +61,9 @@ class RecordIndex:
 
         Args:
             seed: Of the order. The same seed gives the same sequence.
-            start: How many records to pass over, so that a run goes on where it stopped.
         """
         with self.path.open("rb") as lines:
-            for offset in itertools.islice(self._balanced_offsets(seed), start, None):
+            for offset in self._balanced_offsets(seed):
                 lines.seek(offset)
                 yield self._record(lines.readline(), "a line")
 
@@ -102,23 +90,6 @@ class RecordIndex:
                 f"{self.path.name}, {where} has no adapter: label it (molora data label)"
             )
         return record
-
-
-def with_images(records: Iterable[Record], folder: Path) -> Iterator[tuple[Record, Image.Image]]:
-    """Opens each record's screen when it is asked for.
-
-    Args:
-        records: Their images are relative to `folder`.
-        folder: Where the records' file lies.
-
-    Yields:
-        The record and its screen, in the mode that the file has.
-
-    Raises:
-        ValueError: An image is missing or cannot be read.
-    """
-    for record in records:
-        yield record, open_image(find_image(record.image, [folder]))
 
 
 class _Rounds(Generic[_T]):

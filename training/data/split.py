@@ -7,12 +7,14 @@ pixels are one image.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from training.data.images import content_digest, find_image
+from training.data.images import content_digest, file_digest, find_image
+from training.data.origin import origin_of
 from training.data.records import Refusal, iter_records
 
 TRAIN, VALID, HELD_OUT = "train", "valid", "held_out"
@@ -98,7 +100,7 @@ def split_by_source(
         ValueError: There are fewer groups of sources than splits.
     """
     check_shares(shares)
-    groups = _connected(sources)
+    groups = connected(sources)
     if len(groups) < len(shares):
         raise ValueError(
             f"{len(groups)} sources that share no image cannot fill {len(shares)} splits: "
@@ -117,8 +119,12 @@ def split_by_source(
     return chosen
 
 
-def _connected(sources: Mapping[bytes, Iterable[str]]) -> list[list[bytes]]:
-    """Images in groups: in one are those with a source in common, directly or by others."""
+def connected(sources: Mapping[bytes, Iterable[str]]) -> list[list[bytes]]:
+    """Images in groups: in one are those with a source in common, directly or by others.
+
+    Args:
+        sources: Content digest to the names of whatever the image comes from, at least one.
+    """
     group_of: dict[str, set[str]] = {}
     for names in sources.values():
         merged = set().union(*(group_of.get(name, {name}) for name in names))
@@ -130,7 +136,7 @@ def _connected(sources: Mapping[bytes, Iterable[str]]) -> list[list[bytes]]:
 
 
 def shared_content(files: Sequence[Path], *, strict: bool = True) -> dict[tuple[Path, Path], int]:
-    """Counts the images that two files have in common, by content.
+    """Counts the images that two files have in common, by content or by what they were made of.
 
     Args:
         files: JSONL files of records.
@@ -142,16 +148,13 @@ def shared_content(files: Sequence[Path], *, strict: bool = True) -> dict[tuple[
     Raises:
         ValueError: A file or, if strict, an image cannot be read.
     """
-    holders: dict[bytes, list[Path]] = defaultdict(list)
-    for file in files:
-        for digest in _contents(file, strict=strict):
-            holders[digest].append(file)
-    shared: dict[tuple[Path, Path], int] = defaultdict(int)
-    for owners in holders.values():
-        for index, first in enumerate(owners):
-            for second in owners[index + 1 :]:
-                shared[first, second] += 1
-    return dict(shared)
+    images = {file: _images(file, strict=strict) for file in files}
+    shared = {}
+    for first, second in itertools.combinations(files, 2):
+        held = set().union(*images[second].values())
+        if count := sum(not held.isdisjoint(marks) for marks in images[first].values()):
+            shared[first, second] = count
+    return shared
 
 
 def check_leaks(files: Sequence[Path], *, together: Collection[Path] = ()) -> None:
@@ -174,16 +177,23 @@ def check_leaks(files: Sequence[Path], *, together: Collection[Path] = ()) -> No
         )
 
 
-def _contents(file: Path, *, strict: bool) -> set[bytes]:
-    seen: set[str] = set()
-    contents: set[bytes] = set()
+def _images(file: Path, *, strict: bool) -> dict[bytes, set[bytes]]:
+    """Content digest of each image to all that it is known by: itself, its files and origins."""
+    found: dict[str, tuple[bytes, str] | None] = {}
+    images: dict[bytes, set[bytes]] = {}
     for record in iter_records(file):
-        if isinstance(record, Refusal) or record.image in seen:
+        if isinstance(record, Refusal):
             continue
-        seen.add(record.image)
         try:
-            contents.add(content_digest(find_image(record.image, [file.parent])))
+            if record.image not in found:
+                found[record.image] = None
+                path = find_image(record.image, [file.parent])
+                found[record.image] = content_digest(path), file_digest(path)
+            if known := found[record.image]:
+                content, digest = known
+                marks = images.setdefault(content, {content})
+                marks.add(bytes.fromhex(origin_of(record, digest)))
         except ValueError as error:
             if strict:
                 raise ValueError(f"{file.name} cannot be checked for leaks: {error}") from None
-    return contents
+    return images

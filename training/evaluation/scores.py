@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.evaluation.core import MODES, ROUTED_MODES, Answer, CaseResult
 from training.evaluation.routing import Calibrated, calibration
@@ -74,6 +74,7 @@ def measure(results: Sequence[CaseResult]) -> Part:
         for name, answer in result.by_expert.items()
         if name != result.case.expert
     )
+    scores[WRONG] = _of_cases(scores[WRONG], len(real))
     return Part(
         cases=len(results),
         vacuous=len(results) - len(real),
@@ -127,6 +128,14 @@ def rate(passed: Iterable[bool]) -> Rate | None:
     """The share that passed; None of nothing."""
     values = list(passed)
     return Rate(sum(values), len(values)) if values else None
+
+
+def _of_cases(score: Score, cases: int) -> Score:
+    """A score of several answers a case, whose interval counts cases."""
+    if score.rate is None:
+        return score
+    together = score.rate.n // cases
+    return replace(score, rate=replace(score.rate, together=together))
 
 
 def _score(answers: Iterable[Answer | None]) -> Score:

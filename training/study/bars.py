@@ -15,7 +15,8 @@ from training.scoring import wilson_interval
 Stated = Mapping[str, Any]
 """What `molora evaluate --json` states."""
 
-RATES = ("gate", "oracle", "top1", "top2", "soft", "uniform", "random", "base", "wrong_expert")
+_WRONG = "wrong_expert"
+RATES = ("gate", "oracle", "top1", "top2", "soft", "uniform", "random", "base", _WRONG)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Bar:
 def mean_rates(evaluations: Sequence[Stated]) -> dict[str, dict[str, Any]]:
     """Every rate over the seeds: mean, values, and an interval.
 
-    The cases are the same for every seed, so the interval is that of one set of cases at the mean.
+    The cases are the same for every seed, so the interval is that of one set of cases at the mean;
+    what several wrong experts say of one case counts as one.
 
     Args:
         evaluations: One a seed, of the same cases.
@@ -53,11 +55,13 @@ def mean_rates(evaluations: Sequence[Stated]) -> dict[str, dict[str, Any]]:
             continue
         n = evaluations[0]["counts"][key][1]
         mean = fmean(found)
+        # Every case was answered by all the others.
+        together = len(evaluations[0]["experts"]) - 1 if name == _WRONG else 1
         rates[name] = {
             "mean": mean,
             "values": found,
             "n": n,
-            "wilson_95": list(wilson_interval(round(mean * n), n)),
+            "wilson_95": list(wilson_interval(round(mean * n) / together, n / together)),
         }
     return rates
 

@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(
         "model: from-file\nrecords: r\nout: o\nseed: 7\n"
-        "gates: {top_k: 3, temperature_end: 0.5}\nweights: {kl: 0.25}\n"
+        "gates: {top_k: 3, temperature_end: 0.5}\nweights: {kl: 0.25}\nstart: s\n"
     )
     return path
 
@@ -44,6 +44,12 @@ def test_flags_over_environment_over_file_over_defaults(
         "temperature_shape": "exponential",
     }
     assert config.weights.kl == 0.25
+
+
+def test_a_divergence_from_no_head() -> None:
+    with pytest.raises(ValueError, match="pulls towards the head that is started from; name start"):
+        read("--weights.kl", "0.5")
+    assert read("--weights.kl", "0.5", "--start", "/s").weights.kl == 0.5
 
 
 def test_experts_by_name() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from training.data.calls import ToolCall, format_calls
+from training.data.images import file_digest
 from training.data.importer import import_data, source_of
 from training.data.labels import read_rules
 from training.data.records import read_records
@@ -241,6 +242,50 @@ def test_a_test_image_among_the_records_is_an_error_under_any_name(calendar, tmp
     assert sum(made.records.values()) == 15 + 1
     files = [tmp_path / "out" / f"{split}.jsonl" for split in made.records]
     assert collect_stats(files).shared_images == 0
+
+
+@pytest.mark.parametrize("by_source", [False, True])
+def test_changed_screens_stay_with_the_one_that_they_were_made_of(tmp_path, by_source):
+    """However many there are, and in whichever source; one that only an agent named as well."""
+    files, made_of = [], {}
+    for number in range(6):
+        folder = tmp_path / f"s{number}"
+        rows = []
+        for copy in range(4):
+            name = f"images/plain_{number}_{copy}.png"
+            paint(folder / name, 10 * number + copy)
+            meta = dict(row(0, name)["metadata"])
+            if copy:
+                meta["changed_from"] = made_of[number]
+            else:
+                made_of[number] = file_digest(folder / name)
+            rows.append(row(copy, name, metadata=meta))
+        rows[3] = {**hinted(3, rows[3]["image"], agent_expert="calendar"), "adapter": None}
+        rows[3]["metadata"]["changed_from"] = made_of[number]
+        files.append(write(folder / f"part{number}.jsonl", rows))
+    out = tmp_path / "out"
+    made = import_data(files, out, shares=HALVES, by_source=by_source)
+    assert made.images["train"] == made.images["held_out"] == 9
+    origins = [
+        {number_of(r) for r in read_records(out / f"{split}.jsonl").records} for split in HALVES
+    ]
+    assert not origins[0] & origins[1]
+    alone = {number_of(r) for r in read_records(out / "hinted.jsonl").records}
+    assert alone == origins[0]
+
+
+def number_of(record):
+    return record.image.rpartition("plain_")[2].partition("_")[0]
+
+
+def test_a_test_image_that_was_changed_is_an_error_too(calendar, tmp_path):
+    paint(calendar / "images/changed.png", 999)
+    origin = file_digest(calendar / "images/screen_3.png")
+    (calendar / "test" / "test.json").write_text(json.dumps([case(1, "images/screen_3.png")]))
+    meta = {**row(0, "")["metadata"], "changed_from": origin}
+    write(calendar / "more.jsonl", [row(77, "images/changed.png", metadata=meta)])
+    with pytest.raises(LeakError, match="2 images of test files are in record files too"):
+        import_data([calendar], tmp_path / "out", shares=HALVES)
 
 
 def test_a_split_by_source_keeps_sources_whole(tmp_path):

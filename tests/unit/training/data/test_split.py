@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.data.calls import ToolCall
-from training.data.images import content_digest, find_image, open_image
+from training.data.images import content_digest, file_digest, find_image, open_image
 from training.data.records import new_record, write_records
 from training.data.split import (
     SHARES,
@@ -27,8 +27,10 @@ def digest(text):
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
-def file_with(folder, name, images):
-    records = [new_record(str(n), image, "Click", [CLICK], {}) for n, image in enumerate(images)]
+def file_with(folder, name, images, about=None):
+    records = [
+        new_record(str(n), image, "Click", [CLICK], about or {}) for n, image in enumerate(images)
+    ]
     write_records(folder / name, records)
     return folder / name
 
@@ -94,6 +96,22 @@ def test_a_leak_is_found_by_content_and_is_loud(tmp_path):
         check_leaks([train, test])
     clean = file_with(tmp_path, "clean.jsonl", ["b.png"])
     check_leaks([train, clean])
+
+
+def test_what_was_made_of_a_screen_leaks_it(tmp_path):
+    picture(tmp_path / "a.png", "#123456")
+    picture(tmp_path / "darker.png", "#102030")
+    picture(tmp_path / "lighter.png", "#405060")
+    origin = {"changed_from": file_digest(tmp_path / "a.png")}
+    one = file_with(tmp_path, "one.jsonl", ["a.png"])
+    two = file_with(tmp_path, "two.jsonl", ["darker.png"], origin)
+    three = file_with(tmp_path, "three.jsonl", ["lighter.png"], origin)
+    assert shared_content([one, two, three]) == dict.fromkeys(
+        [(one, two), (one, three), (two, three)], 1
+    )
+    four = file_with(tmp_path, "four.jsonl", ["lighter.png"], {"changed_from": "a.png"})
+    with pytest.raises(ValueError, match="changed_from is no sha256"):
+        check_leaks([one, four])
 
 
 def test_an_image_that_cannot_be_read_cannot_be_cleared(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_an_ablation_is_told_apart(tmp_path):
         "router": {"per_layer": True},
         "gates": {"estimator": "gumbel", "top_k": 2},
         "weights": {"kl": 0.5, "entropy": 0.0},
+        "start": Path("s"),
     }
     run = read_run(write_run(tmp_path / "r", steps=3, **chosen))
     assert (run.granularity, run.gates) == ("per layer", "top-2 gumbel")

@@ -27,6 +27,7 @@ from training.expert import collate, row_tensors, system_prompt, train_expert, w
 from training.lora import lora_config
 from training.losses import answer_loss
 from training.run_config import RunConfig
+from training.trainer_reports import newest_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -133,6 +134,17 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     again = train_expert(config(tiny, own, tmp_path)).directory
     for file in ("expert.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
         assert (again / file).read_bytes() == (trained / file).read_bytes()
+
+
+def test_a_state_that_was_not_written_whole_is_passed_over(tmp_path: Path) -> None:
+    assert newest_state(tmp_path / "state") is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").touch()
+    assert newest_state(tmp_path) is None
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert newest_state(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_recomputed_layers_learn_the_same(
