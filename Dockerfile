@@ -3,7 +3,7 @@
 # router:   numpy and onnxruntime; no torch, no shell, no package manager.
 # executor: torch from PyPI, with CUDA. For a machine without one:
 #           --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# all:      both services and the bridge in one container.
+# all:      both services in one container.
 #
 # A server listens on loopback unless it has TLS, in a container too: give it a certificate and
 # --host 0.0.0.0, as deploy/compose.yaml does, or the host's network.
@@ -50,7 +50,7 @@ FROM torch AS all
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(echo /wheels/molora-*.whl)[executor,router,web]"
 USER 10001
-EXPOSE 50051 50052 8080 9464 9465
+EXPOSE 50051 50052 9464 9465
 HEALTHCHECK --interval=10s --timeout=10s --start-period=900s --retries=3 \
     CMD ["python3", "-m", "service_chassis.probe", "127.0.0.1:50051"]
 ENTRYPOINT ["python3", "-m", "clients.cli.app", "serve", "all"]

@@ -1,6 +1,7 @@
 """Errors of the executor that more than one of its rooms raises; knows no gRPC and no model.
 
-Every message is constant: what varies goes into metadata, and nothing a caller wrote goes anywhere.
+Every message is constant: what varies goes into metadata. Of what a caller wrote only an expert's
+name is in it, which goes back to that caller and into no log.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class GenerateJob(SequenceJob["TextDelta | Completed"]):
         self._note_time()
         self._token = choice.token_id
         self._count += 1
-        if choice.token_id == self._tools.prompts.end_of_turn:
+        if choice.token_id in self._tools.prompts.ends:
             return self._complete(FinishReason.STOP)
         if choice.log_probability is not None:
             self._told.append(choice.log_probability)

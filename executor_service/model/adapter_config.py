@@ -24,6 +24,8 @@ MAX_RANK = 1024
 _MAX_PATTERNS = 4096
 _MAX_PATTERN_CHARACTERS = 512
 _MAX_QUANTIFIERS = 3
+# (q_proj|k_proj|…) has as many as names; two of them in a row have the product.
+_MAX_WAYS = 1024
 _ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")
 
 _USED = {
@@ -248,9 +250,27 @@ def _safe(pattern: str, field: str) -> str:
     """Refuses what could run for ages: PEFT's patterns are expressions from a stranger's file."""
     quantifiers = re.findall(r"[*+?{]", pattern)
     nested = re.search(r"\)[*+?{]", pattern)
-    if len(pattern) > _MAX_PATTERN_CHARACTERS or len(quantifiers) > _MAX_QUANTIFIERS or nested:
+    if (
+        len(pattern) > _MAX_PATTERN_CHARACTERS
+        or len(quantifiers) > _MAX_QUANTIFIERS
+        or nested
+        or _ways(pattern) > _MAX_WAYS
+    ):
         raise bad_config(field)
     return pattern
+
+
+def _ways(pattern: str) -> int:
+    """At most so many ways lead through the alternatives of a pattern, one after another."""
+    ways, choices = 1, [1]
+    for character in pattern:
+        if character == "(":
+            choices.append(1)
+        elif character == "|":
+            choices[-1] += 1
+        elif character == ")" and len(choices) > 1:
+            ways *= choices.pop()
+    return ways * math.prod(choices)
 
 
 def _names(config: dict[str, Any], field: str) -> tuple[str, ...]:

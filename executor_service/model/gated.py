@@ -299,8 +299,8 @@ class GatedModel:
         pixels = torch.cat([screen.pixel_values for screen in screens])
         output = self.base.model.visual(pixels.to(self.device, self.dtype), grid_thw=grids)
         counts = [screen.image_tokens for screen in screens]
-        embeds = output.pooler_output.split(counts)
-        deepstack = [level.split(counts) for level in output.deepstack_features]
+        embeds = _apart(output.pooler_output, counts)
+        deepstack = [_apart(level, counts) for level in output.deepstack_features]
         return [
             VisionOutput(embeds[at], tuple(level[at] for level in deepstack), screen.grid_thw)
             for at, screen in enumerate(screens)
@@ -330,3 +330,9 @@ class GatedModel:
     ) -> RowBatch:
         embedding = self._language.embed_tokens
         return build_rows(prompts, vision, embedding, self._merge, left_padded=left_padded)
+
+
+def _apart(rows: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
+    """Rows [tokens, hidden] of each screen; copies, so that none keeps its neighbours."""
+    parts = rows.split(list(counts))
+    return [part.clone() for part in parts] if len(parts) > 1 else list(parts)

@@ -60,6 +60,9 @@ class PromptBuilder:
         self._trusted = full
         self._im_start = _control_id(full, "<|im_start|>")
         self.end_of_turn = _control_id(full, "<|im_end|>")
+        # Either ends an answer, as the public checkpoints' generation_config.json says.
+        ends = (full.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
+        self.ends = frozenset(end for end in ends if end is not None)
         self._vision_start = _control_id(full, "<|vision_start|>")
         self._vision_end = _control_id(full, "<|vision_end|>")
         self._image_pad = _control_id(full, "<|image_pad|>")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,19 +152,22 @@ class ScreenReader:
 
 
 def _decode(data: bytes, size: tuple[int, int]) -> Image.Image:
+    # Its warnings are not turned into errors: filters are the process's, and would be the model
+    # thread's too.
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                if image.size != size or getattr(image, "n_frames", 1) != 1:
-                    raise unreadable()
-                if image.mode not in _MODES:
-                    raise InvalidArgument(
-                        "UNSUPPORTED_COLOURS",
-                        "The screen is 16-bit or CMYK; save it as 8-bit RGB.",
-                    )
-                image.load()
-                return image.convert("RGB")
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.size != size or getattr(image, "n_frames", 1) != 1:
+                raise unreadable()
+            if image.mode not in _MODES:
+                raise InvalidArgument(
+                    "UNSUPPORTED_COLOURS",
+                    "The screen is 16-bit or CMYK; save it as 8-bit RGB.",
+                )
+            image.load()
+            return image.convert("RGB")
     # Pillow's decoders raise many kinds for damaged bytes; all of them mean the same to a caller.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Warning) as error:
+    except (
+        OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError,
+        Image.DecompressionBombError,
+    ) as error:  # fmt: skip
         raise unreadable() from error

@@ -15,6 +15,8 @@ from service_chassis.errors import InvalidArgument
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
 MAX_CHUNKS = 4096
+# A progressive JPEG has about ten, and each of them is a pass over all of its pixels.
+MAX_SCANS = 64
 # All that decides a pixel; text, profiles and animation are not looked at or are refused.
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _SIZE_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -98,7 +100,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 def _inspect_jpeg(data: bytes) -> tuple[int, int, bytes]:
     size: tuple[int, int] | None = None
-    at = 2
+    at, scans = 2, 0
     while True:
         marker, at = _next_marker(data, at)
         if marker == 0xD9:
@@ -118,6 +120,9 @@ def _inspect_jpeg(data: bytes) -> tuple[int, int, bytes]:
             _refuse_rotation(segment[len(_EXIF) :])
         at += length
         if marker == 0xDA:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise unreadable()
             at = _end_of_scan(data, at)
     if size is None or at != len(data):
         raise unreadable()

@@ -121,7 +121,7 @@ class MixtureReference:
         answer: list[int] = []
         while len(answer) < tokens:
             token = self._next(mixture, prompt, text, pixels, answer)
-            if token == self._prompts.end_of_turn:
+            if token in self._prompts.ends:
                 break
             answer.append(token)
         return tuple(answer)

@@ -83,7 +83,7 @@ class InferenceCalls(ClientBase):
             options=wire.encode_options(options),
             request_id=request_id,
         )
-        attempts = self._attempts(timeout_s, context)
+        attempts = self._attempts(timeout_s, context, routes=True)
         reply = await self._caller.unary(self._router, wire.ROUTE, request, attempts, request_id)
         return wire.decode_routed(reply.decision, reply, reply.timings, context.data, request_id)
 

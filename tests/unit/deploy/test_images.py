@@ -141,16 +141,19 @@ def check_pair(executor: ServerSettings, router: ServerSettings) -> None:
 def test_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
     services = compose["services"]
-    assert services["router"]["network_mode"] == "service:executor"
+    network = services.pop("network")
+    assert network["entrypoint"][-1] == "import signal; signal.pause()"
     found = {}
     for name, service in services.items():
         assert service["build"]["target"] == name
+        # Not one another's, which would be gone when that one is restarted.
+        assert service["network_mode"] == "service:network"
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         found[name] = parsed(name, service["environment"], monkeypatch, tmp_path)
         assert int(service["stop_grace_period"].rstrip("s")) > found[name].drain_grace_s
     check_pair(found["executor"], found["router"])
-    ports = {port.split(":")[1] for port in services["executor"]["ports"]}
+    ports = {port.split(":")[1] for port in network["ports"]}
     assert ports == {str(found["router"].port), str(found["router"].metrics_port)}
 
 
@@ -181,6 +184,8 @@ def test_kubernetes_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     found = {}
     for deployment, service in pairs:
         pod = deployment["spec"]["template"]["spec"]
+        # A Service named molora-router would set MOLORA_ROUTER_PORT.
+        assert pod["enableServiceLinks"] is False
         assert pod["securityContext"]["runAsNonRoot"]
         [container] = pod["containers"]
         name = container["name"]

@@ -97,6 +97,13 @@ def test_predict_routes_again_after_aborted(stub, client):
     assert len(request_ids(stub)) == 1
 
 
+def test_route_routes_again_after_aborted(stub, client):
+    stub.script["Route"] = [Fail(ABORTED.code, "EXECUTOR_CHANGED")]
+
+    assert client.route("p", SCREEN).gates == {"calendar": 1.0}
+    assert len(stub.calls) == 2
+
+
 def test_generate_leaves_routing_again_to_its_caller(stub, client):
     stub.script["Generate"] = [ABORTED]
 

@@ -33,7 +33,10 @@ from executor_service.model.experts import ExpertSet, LoadedExpert
 from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from service_chassis.errors import InvalidArgument
 
-CONTROL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+CONTROL = [
+    "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|endoftext|>",
+]  # fmt: skip
 TEXT_DIM, VISION_DIM = 3, 2
 
 

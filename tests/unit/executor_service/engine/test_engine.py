@@ -372,6 +372,20 @@ async def test_log_probabilities_come_with_their_tokens(bench):
     assert all(-6 < each < 0 for one in deltas for each in one.log_probabilities)
 
 
+async def test_either_end_of_the_public_checkpoints_ends_an_answer(bench, monkeypatch):
+    [other] = bench.model.answers.ends - {bench.model.answers.end_of_turn}
+    whole = bench.model.answer
+
+    def ended(*asked):
+        return [*whole(*asked)[:-1], other, *bench.model.answers.encode_literal("and more")]
+
+    monkeypatch.setattr(bench.model, "answer", ended)
+    text, ids, completed = await answer(bench, generate_ask())
+    assert completed.finish_reason is FinishReason.STOP
+    assert other not in ids
+    assert "more" not in text
+
+
 async def test_cancelling_a_stream_frees_its_slot(bench):
     bench.model.step_s = 0.02
     streams = [bench.engine.generate(generate_ask(f"{n}"), None) for n in range(2)]

@@ -155,6 +155,14 @@ def combined(side: Side, names: list[str], weights: list[float]) -> torch.Tensor
         side.peft.delete_adapter("cat")
 
 
+def test_a_screen_that_is_kept_keeps_no_other(seven):
+    screens = [seven.pixels] * 3
+    routing = Routing(seven.experts, (soft(7),) * 3)
+    for vision in seven.model.encode_vision(screens, routing):
+        for part in (vision.embeds, *vision.deepstack):
+            assert part.untyped_storage().nbytes() == part.nbytes
+
+
 @pytest.mark.parametrize("left_padded", [False, True])
 def test_mixed_rows_equal_each_row_alone_under_peft(seven, left_padded):
     """Rows of different lengths, screens and experts in one batch."""

@@ -126,6 +126,8 @@ def test_identity_is_the_content_and_the_generation_and_never_the_name(model, ad
         ({"r": "8"}, "BAD_ADAPTER_CONFIG"),
         ({"r": 4096}, "RANK_TOO_LARGE"),
         ({"rank_pattern": {"(a+)+b": 4}}, "BAD_ADAPTER_CONFIG"),
+        ({"rank_pattern": {"(.|.)" * 40 + "X": 4}}, "BAD_ADAPTER_CONFIG"),
+        ({"rank_pattern": {"((.|.)|.)" * 8: 4}}, "BAD_ADAPTER_CONFIG"),
         ({"rank_pattern": {"q_proj": 100_000}}, "RANK_TOO_LARGE"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "BAD_ADAPTER_CONFIG"),
     ],

@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import time
+import warnings
 import zlib
 
 import pytest
@@ -72,6 +73,28 @@ def test_other_colour_modes_become_what_pillow_converts_them_to(reader, mode):
 def test_progressive_jpeg_and_restart_markers_are_read(reader):
     reader.read(encode(drawn(), "JPEG", progressive=True, quality=95))
     reader.read(encode(drawn(), "JPEG", restart_marker_blocks=1))
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(reader, monkeypatch):
+    """Each is a few bytes for the sender, and a pass over all pixels for the reader."""
+    data = encode(drawn(), "JPEG", progressive=True)
+    reader.read(data)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    monkeypatch.setattr("executor_service.model.screen._decode", pytest.fail)
+    assert refusal(reader, data[:-2] + last * 64 + data[-2:]) == "UNREADABLE_SCREEN"
+
+
+def test_warnings_of_other_threads_stay_warnings(reader, monkeypatch):
+    """Filters are the process's: the model thread may warn while a screen is decoded."""
+    convert = Image.Image.convert
+
+    def warned(self, mode):
+        warnings.warn("of another library", UserWarning, stacklevel=1)
+        return convert(self, mode)
+
+    monkeypatch.setattr(Image.Image, "convert", warned)
+    with pytest.warns(UserWarning, match="of another library"):
+        reader.read(encode(drawn()))
 
 
 @pytest.mark.parametrize(
