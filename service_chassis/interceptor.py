@@ -7,6 +7,7 @@ Knows methods, roles and codes; knows no message of the domain, except that a re
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -18,7 +19,13 @@ import structlog
 
 from service_chassis import status
 from service_chassis.auth import CALLER, CHASSIS_AUTH, AuthTable, Role, TokenTable, caller, require
-from service_chassis.errors import Internal, PermissionDenied, ServiceError, Unimplemented
+from service_chassis.errors import (
+    DeadlineExceeded,
+    Internal,
+    PermissionDenied,
+    ServiceError,
+    Unimplemented,
+)
 from service_chassis.logging import describe_exception
 from service_chassis.metrics import ServerMetrics
 from service_chassis.watched import Watched
@@ -53,6 +60,7 @@ class _Call:
     started_s: float = field(default_factory=time.monotonic)
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
     checked: Sequence[str] = ()
+    expired: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,14 +71,20 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         auth_table: Full method name to role, for every method of the server.
         tokens: Accepted tokens; None lets every caller do everything.
         metrics: Where calls are counted.
+        call_max_s: Longest that a call may take; a caller may set no deadline, or read nothing.
     """
 
     def __init__(
-        self, auth_table: AuthTable, tokens: Watched[TokenTable] | None, metrics: ServerMetrics
+        self,
+        auth_table: AuthTable,
+        tokens: Watched[TokenTable] | None,
+        metrics: ServerMetrics,
+        call_max_s: float,
     ) -> None:
         self._auth_table = {**auth_table, **CHASSIS_AUTH}
         self._tokens = tokens
         self._metrics = metrics
+        self._call_max_s = call_max_s
 
     async def intercept_service(
         self,
@@ -165,6 +179,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         call.facts["caller"] = caller(call.checked, list(certificates))
         CALLER.set(call.facts["caller"])
         self._metrics.call_started(call.service, call.method)
+        limit = self._limit(call)
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
                 await context.send_initial_metadata(((REQUEST_ID_KEY, call.request_id),))
@@ -172,6 +187,15 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                 call.code = grpc.StatusCode.OK
                 return response
             except asyncio.CancelledError:
+                if call.expired:
+                    await _fail(
+                        call,
+                        context,
+                        DeadlineExceeded(
+                            "CALL_TOO_LONG",
+                            "The call took longer than this server allows; ask for less.",
+                        ),
+                    )
                 late = context.time_remaining() is not None and context.time_remaining() <= 0
                 call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
                 raise
@@ -188,7 +212,21 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                     ),
                 )
             finally:
+                limit.cancel()
                 self._close(call)
+
+    def _limit(self, call: _Call) -> asyncio.TimerHandle:
+        """Ends the call, which this task runs, when it has taken too long."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def expire() -> None:
+            call.expired = True
+            task.cancel()
+
+        # Health may be watched, and reflection be asked, for as long as one likes.
+        longest_s = math.inf if call.path in CHASSIS_AUTH else self._call_max_s
+        return asyncio.get_running_loop().call_later(longest_s, expire)
 
     def _close(self, call: _Call) -> None:
         seconds = time.monotonic() - call.started_s

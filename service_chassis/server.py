@@ -119,7 +119,7 @@ def build_server(
     """A server with everything registered, not yet bound. Arguments as in `serve`."""
     tokens = watch_tokens(settings.tokens_file) if settings.tokens_file else None
     server = grpc.aio.server(
-        interceptors=[ServerInterceptor(auth_table, tokens, metrics)],
+        interceptors=[ServerInterceptor(auth_table, tokens, metrics, settings.call_max_s)],
         options=[
             # With port sharing two servers would split the calls in silence.
             ("grpc.so_reuseport", 0),

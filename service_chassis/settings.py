@@ -63,6 +63,8 @@ class ServerSettings(BaseSettings):
     call on. Unset: every caller may do all."""
     drain_grace_s: float = Field(default=30.0, ge=0)
     """How long running calls may go on after SIGTERM, in seconds."""
+    call_max_s: float = Field(default=900.0, gt=0)
+    """Longest that a call may take, whatever its deadline, in seconds; health may be watched on."""
     max_message_bytes: int = Field(default=16 * 2**20, ge=2**16)
     """Largest request and largest response, in bytes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -32,7 +32,8 @@ def synthesize(
         typer.Option(min=0, max=1, help="Part shown at other sizes, so that a size tells little."),
     ] = 0.5,
     looks: Annotated[
-        str, typer.Option(help="Themes and other sizes: own, any, or unseen (to test with).")
+        str,
+        typer.Option(help="Themes and other sizes: own, any, or to test with unseen, fresh."),
     ] = "own",
     as_json: Json = False,
 ) -> None:

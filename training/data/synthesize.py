@@ -22,7 +22,7 @@ from training.screens.chart_screen import draw_chart_screen
 from training.screens.claim_window import draw_claim_window
 from training.screens.desktop import draw_desktop
 from training.screens.login_window import draw_login_window
-from training.screens.reframe import SIZES, UNSEEN_SIZES, any_size, reframe
+from training.screens.reframe import FRESH_SIZES, SIZES, UNSEEN_SIZES, any_size, reframe
 from training.screens.tasks import (
     ACCOUNT_SCREEN,
     APPOINTMENT,
@@ -35,7 +35,7 @@ from training.screens.tasks import (
     Task,
     tasks_for,
 )
-from training.screens.theme import UNSEEN_THEMES, Theme, any_theme
+from training.screens.theme import FRESH_THEMES, UNSEEN_THEMES, Theme, any_theme
 
 
 class _Draw(Protocol):
@@ -81,7 +81,7 @@ DRAWS: Mapping[str, Callable[[random.Random], Screen]] = MappingProxyType(
 # From so many on other processes draw too, each as many as are worth its start, a few at a time.
 _MANY_IMAGES, _CHUNK, _MOST_PROCESSES = 400, 10, 61
 
-OWN_LOOKS, ANY_LOOKS, UNSEEN_LOOKS = "own", "any", "unseen"
+OWN_LOOKS, ANY_LOOKS, UNSEEN_LOOKS, FRESH_LOOKS = "own", "any", "unseen", "fresh"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,9 @@ _LOOKS: Mapping[str, _Looks] = MappingProxyType(
         ANY_LOOKS: _Looks(any_theme, any_size),
         UNSEEN_LOOKS: _Looks(
             lambda look: look.choice(UNSEEN_THEMES), lambda look: look.choice(UNSEEN_SIZES)
+        ),
+        FRESH_LOOKS: _Looks(
+            lambda look: look.choice(FRESH_THEMES), lambda look: look.choice(FRESH_SIZES)
         ),
     }
 )
@@ -150,8 +153,9 @@ def synthesize(
         other_sizes: Part of the images that have another size than their own, see `reframe`: with
             `own` looks that of any expert's screens.
         looks: `own`; `any`, with themes that are made up and other sizes of any kind, to learn
-            what does not depend on them; or `unseen`, held-back themes and, for all the images,
-            held-back sizes: a test of what is new, never for training.
+            what does not depend on them; `unseen`, held-back themes and, for all the images,
+            held-back sizes: a test of what is new, never for training; or `fresh`, others of both,
+            which nothing was chosen by.
         progress: Called with (images done, images in all) after each image.
 
     Returns:
@@ -164,7 +168,7 @@ def synthesize(
     _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
     if looks not in _LOOKS:
         raise ValueError(f"looks is {looks}: give one of {', '.join(_LOOKS)}")
-    resized = 1.0 if looks == UNSEEN_LOOKS else other_sizes
+    resized = 1.0 if looks in (UNSEEN_LOOKS, FRESH_LOOKS) else other_sizes
     asked = _Asked(tasks_per_image, frozenset(left_out))
     (out / "images").mkdir(parents=True, exist_ok=True)
     names = split_names(images_per_kind, shares)

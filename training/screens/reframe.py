@@ -27,6 +27,9 @@ SIZES = (
 UNSEEN_SIZES = ((300, 300), (640, 480), (1024, 768), (1366, 768), (1600, 1000))
 """Held back like `UNSEEN_THEMES`: no training split uses them."""
 
+FRESH_SIZES = ((420, 400), (800, 600), (1152, 864), (1440, 900), (1920, 1080))
+"""Held back like `FRESH_THEMES`: no choice was made by them either."""
+
 # Letters of 11 px stay legible at 8, and a widget is not blown up until it is a blur.
 _SMALLEST, _LARGEST = 0.7, 1.6
 _CUT_SCALES = (0.85, 1.25)
@@ -48,7 +51,7 @@ def any_size(rng: random.Random) -> tuple[int, int]:
         # Small ones as often as large ones.
         width = round(math.exp(rng.uniform(*map(math.log, _WIDTHS_PX))))
         size = (width, round(width * rng.uniform(*_HEIGHTS)))
-        if size not in UNSEEN_SIZES:
+        if size not in UNSEEN_SIZES + FRESH_SIZES:
             return size
 
 

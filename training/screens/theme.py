@@ -92,6 +92,15 @@ _FOREST = Palette(
     "#101010", "#34503f",
 )  # fmt: skip
 
+_LILAC = Palette(
+    "lilac", "#e9e2f2", "#fbf8ff", "#d3c4e6", "#8f78ad", "#2a1440", "#cdbfe0", "#0f766e",
+    "#ffffff", "#ddd0ec",
+)  # fmt: skip
+_MIDNIGHT = Palette(
+    "midnight", "#101a30", "#0a1222", "#1c2a4a", "#4a6090", "#eaf0ff", "#3c4c70", "#e85d9a",
+    "#101010", "#22335a",
+)  # fmt: skip
+
 THEMES: tuple[Theme, ...] = tuple(
     Theme(palette, family)
     for palette in (_LIGHT, _CLASSIC, _BLUE, _DARK)
@@ -100,7 +109,11 @@ THEMES: tuple[Theme, ...] = tuple(
 """What training screens are drawn with."""
 
 UNSEEN_THEMES: tuple[Theme, ...] = (Theme(_SEPIA, "roboto"), Theme(_FOREST, "dejavu"))
-"""Held back: no training split uses them, so they show what a model does on a new look."""
+"""Held back: no training split uses them, so they show what a model does on a new look. What a
+head reads and how it is trained was chosen by them."""
+
+FRESH_THEMES: tuple[Theme, ...] = (Theme(_LILAC, "dejavu"), Theme(_MIDNIGHT, "roboto"))
+"""Held back from choices as well."""
 
 
 # Of the themes that `any_theme` draws.

@@ -56,7 +56,7 @@ def mean_rates(evaluations: Sequence[Stated]) -> dict[str, dict[str, Any]]:
         n = evaluations[0]["counts"][key][1]
         mean = fmean(found)
         # Every case was answered by all the others.
-        together = len(evaluations[0]["experts"]) - 1 if name == _WRONG else 1
+        together = max(1, len(evaluations[0]["experts"]) - 1) if name == _WRONG else 1
         rates[name] = {
             "mean": mean,
             "values": found,

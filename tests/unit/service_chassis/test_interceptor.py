@@ -2,6 +2,7 @@ import asyncio
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from molora.v1 import router_pb2
 from service_chassis.errors import InvalidArgument, ResourceExhausted
@@ -184,6 +185,45 @@ async def test_deadline_is_counted_as_such(start, logs):
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until_logged(logs)
     assert [entry["code"] for entry in logs] == ["DEADLINE_EXCEEDED"]
+
+
+async def test_a_call_without_a_deadline_has_the_servers(start, logs, details):
+    running = await start(call_max_s=0.2)
+
+    async def wait_forever():
+        await asyncio.Event().wait()
+
+    running.router.predict_events = [router_pb2.PredictResponse(context_id="c"), wait_forever]
+    call = running.stub.Predict(router_pb2.PredictRequest())
+    assert (await call.read()).context_id == "c"
+    error = await failure(call.read())
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert details(error)["ErrorInfo"].reason == "CALL_TOO_LONG"
+    await until_logged(logs)
+    assert running.router.closed == 1
+    assert [entry["code"] for entry in logs] == ["DEADLINE_EXCEEDED"]
+
+
+async def test_a_caller_who_reads_nothing_holds_nothing_for_long(start, logs):
+    running = await start(call_max_s=0.5)
+    large = router_pb2.PredictResponse(context_id="x" * 2**20)
+    running.router.predict_events = [large] * 100
+    call = running.stub.Predict(router_pb2.PredictRequest())
+    for _ in range(500):
+        if running.router.closed:
+            break
+        await asyncio.sleep(0.01)
+    assert running.router.closed == 1
+    call.cancel()
+
+
+async def test_health_may_be_watched_for_longer(start):
+    running = await start(call_max_s=0.2)
+    watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
+    await watch.read()
+    await asyncio.sleep(0.4)
+    assert not watch.done()
+    watch.cancel()
 
 
 async def test_message_over_the_limit_is_resource_exhausted(start):

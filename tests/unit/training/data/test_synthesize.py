@@ -11,8 +11,8 @@ from training.data.records import read_records
 from training.data.stats import UNLABELLED, collect_stats
 from training.data.synthesize import EXPERTS, synthesize
 from training.screens.geometry import to_thousandths
-from training.screens.reframe import SIZES, UNSEEN_SIZES, any_size
-from training.screens.theme import THEMES, UNSEEN_THEMES, any_theme
+from training.screens.reframe import FRESH_SIZES, SIZES, UNSEEN_SIZES, any_size
+from training.screens.theme import FRESH_THEMES, THEMES, UNSEEN_THEMES, any_theme
 
 SPLITS = ("train", "valid", "held_out")
 TWO = ("calendar", "claim-window")
@@ -158,30 +158,34 @@ def test_other_sizes_show_the_same_screens(tmp_path):
     assert {tuple(r.metadata["image_size"]) for r in other} != {(502, 369)}
 
 
-def test_the_unseen_looks_are_in_no_training_set(tmp_path):
+@pytest.mark.parametrize(("looks", "held_back"), [("unseen", UNSEEN_SIZES), ("fresh", FRESH_SIZES)])
+def test_looks_to_test_with_are_in_no_training_set(tmp_path, looks, held_back):
     synthesize(
         tmp_path / "set",
         images_per_kind=2,
         tasks_per_image=1,
         seed=1,
         experts=("calendar", "chart-screen"),
-        looks="unseen",
+        looks=looks,
         shares={"all": 1.0},
     )
     sizes = {
         tuple(r.metadata["image_size"]) for r in read_records(tmp_path / "set/all.jsonl").records
     }
-    assert sizes <= set(UNSEEN_SIZES)
-    assert not set(UNSEEN_SIZES) & set(SIZES)
+    assert sizes <= set(held_back)
+    assert not set(UNSEEN_SIZES + FRESH_SIZES) & set(SIZES)
+    assert not set(UNSEEN_SIZES) & set(FRESH_SIZES)
 
 
 def test_any_looks_are_none_of_those_held_back():
     rng = random.Random(2)
     themes, sizes = [any_theme(rng) for _ in range(300)], [any_size(rng) for _ in range(300)]
-    assert not {theme.palette for theme in themes} & {theme.palette for theme in UNSEEN_THEMES}
+    held_back = {theme.palette for theme in UNSEEN_THEMES + FRESH_THEMES}
+    assert len(held_back) == 4
+    assert not {theme.palette for theme in themes} & held_back
     assert len({theme.palette for theme in themes}) > 100
     assert set(THEMES) <= set(themes)
-    assert not set(sizes) & set(UNSEEN_SIZES)
+    assert not set(sizes) & set(UNSEEN_SIZES + FRESH_SIZES)
     assert set(SIZES) < set(sizes)
 
 

@@ -14,7 +14,7 @@ from training.screens.desktop import CELL_W_PX, draw_desktop
 from training.screens.geometry import Box
 from training.screens.login_window import draw_login_window
 from training.screens.office_content import ICONS, STATUSES, numeric, patients
-from training.screens.theme import THEMES, UNSEEN_THEMES
+from training.screens.theme import FRESH_THEMES, THEMES, UNSEEN_THEMES
 
 DRAW = {
     (1640, 930): draw_appointment,
@@ -141,7 +141,9 @@ def test_a_desktop_is_loading_a_third_of_the_time_and_its_rows_hold_every_icon()
             assert len({screen.icons[name].y0 for name in names}) == 1
 
 
-@pytest.mark.parametrize("theme", [*THEMES, *UNSEEN_THEMES], ids=lambda theme: theme.name)
+@pytest.mark.parametrize(
+    "theme", [*THEMES, *UNSEEN_THEMES, *FRESH_THEMES], ids=lambda theme: theme.name
+)
 def test_no_caption_of_an_icon_is_cut(theme):
     assert max(theme.font(13).getlength(name) for name in ICONS) <= CELL_W_PX - 4
 

@@ -14,7 +14,7 @@ from training.screens.claim_window import draw_claim_window
 from training.screens.desktop import draw_desktop
 from training.screens.geometry import Box, to_thousandths
 from training.screens.login_window import draw_login_window
-from training.screens.reframe import SIZES, UNSEEN_SIZES, Frame, reframe
+from training.screens.reframe import FRESH_SIZES, SIZES, UNSEEN_SIZES, Frame, reframe
 from training.screens.tasks import tasks_for
 from training.screens.tasks.core import Asker
 
@@ -28,7 +28,7 @@ def marked(local):
     return image, [Asker("x", image.size).point("t", "Click it", TARGET, local=local)]
 
 
-@pytest.mark.parametrize("size", [*SIZES, *UNSEEN_SIZES])
+@pytest.mark.parametrize("size", [*SIZES, *UNSEEN_SIZES, *FRESH_SIZES])
 def test_answers_stay_on_what_they_pointed_at(size):
     for seed in range(4):
         image, tasks = marked(local=True)
