@@ -334,5 +334,5 @@ class GatedModel:
 
 def _apart(rows: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
     """Rows [tokens, hidden] of each screen; copies, so that none keeps its neighbours."""
-    parts = rows.split(list(counts))
+    parts = torch.split(rows, list(counts))
     return [part.clone() for part in parts] if len(parts) > 1 else list(parts)

@@ -64,7 +64,7 @@ def import_data(
         by_source: Keep each file's images together in one split.
         drop_tested: Leave out records whose image is in a test file; else that is an error.
         seed: Of the split.
-        progress: Called with (rows read, rows in all).
+        progress: Called with (rows read and records checked, twice the rows in all).
 
     Returns:
         What was written and what was skipped, with reasons.
@@ -79,12 +79,18 @@ def import_data(
     check_new_folder(out)
     sources = find_sources(paths)
     images = Images(rules)
-    done, total = 0, sum(map(Source.count, sources)) if progress else 0
+    rows = sum(map(Source.count, sources)) if progress else 0
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, 2 * rows)
+
     for source in sources:
         for _ in images.scan(source):
-            done += 1
-            if progress:
-                progress(done, total)
+            advance()
     images.keep_apart(sources, drop_tested=drop_tested)
     _check_anything_is_left(sources)
     images.check_labels()
@@ -98,10 +104,14 @@ def import_data(
         imported = _write(partial, sources, images, splits, [*names, *tested, *hinted])
         files = {name: partial / f"{name}.jsonl" for name in imported.records}
         learnt = [file for name, file in files.items() if name in (TRAIN, HINTED)]
-        check_leaks(list(files.values()), together=learnt)
+        done = rows
+        check_leaks(list(files.values()), together=learnt, advance=advance)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    if progress:
+        # What was left out had nothing to be checked.
+        progress(2 * rows, 2 * rows)
     return imported
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -135,12 +135,15 @@ def connected(sources: Mapping[bytes, Iterable[str]]) -> list[list[bytes]]:
     return list(groups.values())
 
 
-def shared_content(files: Sequence[Path], *, strict: bool = True) -> dict[tuple[Path, Path], int]:
+def shared_content(
+    files: Sequence[Path], *, strict: bool = True, advance: Callable[[], None] | None = None
+) -> dict[tuple[Path, Path], int]:
     """Counts the images that two files have in common, by content or by what they were made of.
 
     Args:
         files: JSONL files of records.
         strict: Refuse images that cannot be read; else pass over them.
+        advance: Called after each record.
 
     Returns:
         Pair of files, in their order, to the number of images both have; only pairs that have any.
@@ -148,7 +151,7 @@ def shared_content(files: Sequence[Path], *, strict: bool = True) -> dict[tuple[
     Raises:
         ValueError: A file or, if strict, an image cannot be read.
     """
-    images = {file: _images(file, strict=strict) for file in files}
+    images = {file: _images(file, strict=strict, advance=advance) for file in files}
     shared = {}
     for first, second in itertools.combinations(files, 2):
         held = set().union(*images[second].values())
@@ -157,18 +160,24 @@ def shared_content(files: Sequence[Path], *, strict: bool = True) -> dict[tuple[
     return shared
 
 
-def check_leaks(files: Sequence[Path], *, together: Collection[Path] = ()) -> None:
+def check_leaks(
+    files: Sequence[Path],
+    *,
+    together: Collection[Path] = (),
+    advance: Callable[[], None] | None = None,
+) -> None:
     """Fails if two files share an image, under whatever names.
 
     Args:
         files: JSONL files of records that must share none.
         together: Those of one split, which may share images with each other.
+        advance: Called after each record.
 
     Raises:
         LeakError: They do; the text names the files and how many images.
         ValueError: An image cannot be read, so nobody can say.
     """
-    for (first, second), count in shared_content(files).items():
+    for (first, second), count in shared_content(files, advance=advance).items():
         if first in together and second in together:
             continue
         raise LeakError(
@@ -177,11 +186,15 @@ def check_leaks(files: Sequence[Path], *, together: Collection[Path] = ()) -> No
         )
 
 
-def _images(file: Path, *, strict: bool) -> dict[bytes, set[bytes]]:
+def _images(
+    file: Path, *, strict: bool, advance: Callable[[], None] | None
+) -> dict[bytes, set[bytes]]:
     """Content digest of each image to all that it is known by: itself, its files and origins."""
     found: dict[str, tuple[bytes, str] | None] = {}
     images: dict[bytes, set[bytes]] = {}
     for record in iter_records(file):
+        if advance:
+            advance()
         if isinstance(record, Refusal):
             continue
         try:
