@@ -64,6 +64,14 @@ def deadline_passed() -> DeadlineExceeded:
     )
 
 
+def deadline_too_short() -> DeadlineExceeded:
+    """Those that wait already will take longer than the caller does."""
+    return DeadlineExceeded(
+        "DEADLINE_TOO_SHORT",
+        "The queue is longer than the deadline allows; allow more time, or ask later.",
+    )
+
+
 def engine_stopped() -> Unavailable:
     """The worker died or is being stopped."""
     return Unavailable("ENGINE_STOPPED", "The engine has stopped; retry on another replica.")

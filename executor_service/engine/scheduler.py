@@ -18,7 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from executor_service.errors import deadline_passed, engine_stopped, queue_full
+from executor_service.errors import (
+    deadline_passed,
+    deadline_too_short,
+    engine_stopped,
+    queue_full,
+)
 
 Work = TypeVar("Work")
 
@@ -134,6 +139,7 @@ class Scheduler(Generic[Work]):
         self._queue: list[Ticket[Work]] = []
         self._running: list[Ticket[Work]] = []
         self._mean_run_s = 0.0
+        self._mean_sequence_s = 0.0
         self._features_last = False
         self._closed = False
 
@@ -162,7 +168,8 @@ class Scheduler(Generic[Work]):
 
         Raises:
             ResourceExhausted: The queue is full.
-            DeadlineExceeded: The deadline has passed already.
+            DeadlineExceeded: The deadline has passed, or will have before those that wait for a slot
+                are done.
             Unavailable: The scheduler is closed.
         """
         ticket = Ticket(work, lane, deadline_s)
@@ -171,6 +178,8 @@ class Scheduler(Generic[Work]):
                 raise engine_stopped()
             if self._expired(ticket):
                 raise deadline_passed()
+            if lane is Lane.SEQUENCE and self._starts_too_late(ticket):
+                raise deadline_too_short()
             if lane is not Lane.CALL and self._asked() >= self._queue_length:
                 raise queue_full(self._retry_after_s(), self._queue_length)
             self._queue.append(ticket)
@@ -214,6 +223,8 @@ class Scheduler(Generic[Work]):
                 self._end(ticket)
                 ran_s = self._clock() - ticket._started_s
                 self._mean_run_s += _NEWEST * (ran_s - self._mean_run_s)
+                if ticket._lane is Lane.SEQUENCE:
+                    self._mean_sequence_s += _NEWEST * (ran_s - self._mean_sequence_s)
 
     def wait(self) -> None:
         """Block until a turn would not be idle, or a deadline may have passed, or closing."""
@@ -301,6 +312,13 @@ class Scheduler(Generic[Work]):
 
     def _expired(self, ticket: Ticket[Work]) -> bool:
         return ticket._deadline_s is not None and self._clock() >= ticket._deadline_s
+
+    def _starts_too_late(self, ticket: Ticket[Work]) -> bool:
+        """By how long answers have taken of late; those that run are taken for done."""
+        if ticket._deadline_s is None:
+            return False
+        ahead = sum(held._lane is Lane.SEQUENCE for held in self._queue)
+        return self._clock() + ahead * self._mean_sequence_s / self._slots >= ticket._deadline_s
 
     def _until_deadline_s(self) -> float | None:
         deadlines = [t._deadline_s for t in self._queue if t._deadline_s is not None]

@@ -146,6 +146,29 @@ def test_the_delay_follows_how_long_requests_run(scheduler, clock):
     assert delays[0] < delays[1] <= 30
 
 
+def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once(scheduler, clock):
+    """An answer takes 2 s by the mean, there are two slots, and two wait already."""
+    scheduler._mean_sequence_s = 2.0
+    for name in "ab":
+        admit(scheduler, name)
+    with pytest.raises(DeadlineExceeded) as refused:
+        admit(scheduler, "c", deadline_s=clock.now_s + 1.9)
+    assert refused.value.reason == "DEADLINE_TOO_SHORT"
+    assert scheduler.waiting == 2
+    features = admit(scheduler, "features", Lane.FEATURES, deadline_s=clock.now_s + 0.1)
+    scheduler.cancel(features)
+    admit(scheduler, "d", deadline_s=clock.now_s + 2.1)
+
+
+def test_what_answers_take_is_learnt_from_them_alone(scheduler, clock):
+    for lane, run_s in ((Lane.FEATURES, 0.0), (Lane.SEQUENCE, 10.0)):
+        ticket = admit(scheduler, "x", lane)
+        scheduler.turn()
+        clock.now_s += run_s
+        scheduler.report(ticket, Progress.OVER)
+    assert scheduler._mean_sequence_s == pytest.approx(2.0)
+
+
 def test_urgent_work_is_never_refused_and_goes_first(scheduler):
     for name in "abc":
         admit(scheduler, name)
