@@ -6,7 +6,7 @@ Knows numbers of images (`data.origin.image_number`) and one file; knows neither
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,22 +34,13 @@ class ShownImages:
     split: torch.Tensor
 
     @classmethod
-    def of(cls, images: Mapping[str, torch.Tensor | Iterable[int]]) -> ShownImages:
+    def of(cls, images: Mapping[str, torch.Tensor | Sequence[int]]) -> ShownImages:
         """Split name to numbers; one that is in several counts as of the first of `SPLITS`."""
-        parts = {
-            name: torch.as_tensor(
-                numbers if isinstance(numbers, torch.Tensor) else list(numbers), dtype=torch.int64
-            )
-            for name, numbers in images.items()
-        }
-        every = torch.cat([*parts.values(), torch.empty(0, dtype=torch.int64)])
-        image, place = torch.unique(every, return_inverse=True)
-        split = torch.cat(
-            [torch.full((len(part),), SPLITS.index(name)) for name, part in parts.items()]
-            + [torch.empty(0, dtype=torch.int64)]
-        )
-        first = torch.full((len(image),), len(SPLITS)).scatter_reduce(0, place, split, "amin")
-        return cls(image, first)
+        parts = [torch.as_tensor(images.get(name, ()), dtype=torch.int64) for name in SPLITS]
+        splits = [torch.full((len(part),), split) for split, part in enumerate(parts)]
+        image, place = torch.unique(torch.cat(parts), return_inverse=True)
+        last = torch.full((len(image),), len(SPLITS))
+        return cls(image, last.scatter_reduce(0, place, torch.cat(splits), "amin"))
 
     def __len__(self) -> int:
         return len(self.image)

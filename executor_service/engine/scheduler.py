@@ -168,8 +168,7 @@ class Scheduler(Generic[Work]):
 
         Raises:
             ResourceExhausted: The queue is full.
-            DeadlineExceeded: The deadline has passed, or will have before those that wait for a slot
-                are done.
+            DeadlineExceeded: The deadline has passed, or will have before those that wait are done.
             Unavailable: The scheduler is closed.
         """
         ticket = Ticket(work, lane, deadline_s)
