@@ -5,6 +5,8 @@ Knows records, prompts and files; knows no model and no loss.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,12 +101,15 @@ class Conversations:
         Args:
             images: Screens, numbered as `image_number` does.
         """
-        pairs = zip(self._records, self.image_numbers(), strict=True)
-        kept = [record for record, number in pairs if number not in images]
-        return Conversations(kept, self._images, self._reader, self._builder, self._systems)
+        kept = [at for at, number in enumerate(self.image_numbers) if number not in images]
+        rest = copy.copy(self)
+        rest._records = [self._records[at] for at in kept]
+        rest.image_numbers = [self.image_numbers[at] for at in kept]
+        return rest
 
+    @functools.cached_property
     def image_numbers(self) -> list[int]:
-        """`image_number` of each record."""
+        """`image_number` of each record; every screen is read for it, so once."""
         return image_numbers(self._records, self._images)
 
     def marginals(self) -> torch.Tensor:

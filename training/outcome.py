@@ -91,7 +91,7 @@ def finish(
     head = router.head.eval().cpu()
     bundle: Path | None = None
     accuracy: Mapping[str, float] = {}
-    shown = setting.head.shown.joined(ShownImages.of({"train": setting.rows.image_numbers()}))
+    shown = setting.head.shown.joined(ShownImages.of({"train": setting.rows.image_numbers}))
     if features is not None:
         shown = shown.joined(features.shown())
     saved = SavedHead(head, setting.head.shape, shown, config.gates.temperature_end)

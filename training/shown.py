@@ -94,7 +94,8 @@ def shown_images(bundle: Path) -> ShownImages:
             return ShownImages.from_tensors(load(data))
     except (OSError, SafetensorError, KeyError):
         pass
+    which = "it names" if stated else "says what its head was shown"
     raise ValueError(
-        f"{bundle} has no {SHOWN_FILE} that {'it names' if stated else 'says'} which images its "
-        "head has learnt from, so nothing can be measured on others; export it again"
+        f"{bundle} has no {SHOWN_FILE} that {which}, so nothing can be measured on what it has "
+        "not learnt from; export it again"
     )

@@ -17,8 +17,8 @@ def export(
     features: Annotated[
         Path,
         typer.Option(
-            help="Feature cache of labelled screens that the run has not learnt from, with the "
-            "experts that the bundle is for: after stage 3, those that it wrote."
+            help="Feature cache of labelled screens that the run has not learnt from, with "
+            "experts of the same names."
         ),
     ],
     known: Annotated[

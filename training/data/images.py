@@ -102,8 +102,3 @@ def content_digest(path: Path) -> bytes:
     digest = hashlib.sha256(f"{image.width}x{image.height}/".encode())
     digest.update(image.tobytes())
     return digest.digest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """sha256 (hex) of the file, whatever its pixels."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

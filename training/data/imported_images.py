@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.data.hints import AGENT_EXPERT, read_hint
-from training.data.images import content_digest, file_digest, find_image
+from training.data.images import content_digest, find_image
 from training.data.labels import Rule, judge
 from training.data.origin import origin_of
 from training.data.records import Record, record_from_json
@@ -24,6 +24,7 @@ from training.data.split import (
     split_by_image,
     split_by_source,
 )
+from training.run_file import digest_of
 
 _UNMATCHED = "no label rule matches: give the row an `adapter`, or a further rule"
 
@@ -138,7 +139,7 @@ class Images:
     def _digest(self, path: Path) -> tuple[bytes, str]:
         if path not in self._digests:
             try:
-                self._digests[path] = content_digest(path), file_digest(path)
+                self._digests[path] = content_digest(path), digest_of(path)
             except ValueError as error:
                 self._digests[path] = str(error)
         digest = self._digests[path]

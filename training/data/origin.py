@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from training.data.images import file_digest
 from training.data.records import Record
+from training.run_file import digest_of
 
 ORIGIN = "changed_from"
 """Where the metadata of a record with a changed screen holds the sha256 of the screen's file."""
@@ -61,7 +61,7 @@ def image_numbers(records: Iterable[Record], folder: Path) -> list[int]:
     numbers = []
     for record in records:
         if record.image not in digests:
-            digests[record.image] = file_digest(folder / record.image)
+            digests[record.image] = digest_of(folder / record.image)
         numbers.append(_number(record, digests[record.image]))
     return numbers
 

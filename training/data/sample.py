@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.data.augment import augment_record
-from training.data.images import file_digest, find_image, open_image
+from training.data.images import find_image, open_image
 from training.data.origin import ORIGIN, origin_of
 from training.data.records import Record, check_new_folder, write_records
 from training.data.sampling import NO_TASK, RecordIndex
+from training.run_file import digest_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _changed(record: Record, path: Path, out: Path, number: int, seed: int) -> R
     name = f"images/{path.stem}_{number:06}.png"
     (out / "images").mkdir(parents=True, exist_ok=True)
     image.save(out / name)
-    origin = origin_of(record, file_digest(path))
+    origin = origin_of(record, digest_of(path))
     return replace(changed, image=name, metadata={**changed.metadata, ORIGIN: origin})
 
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from training.data.images import content_digest, file_digest, find_image
+from training.data.images import content_digest, find_image
 from training.data.origin import origin_of
 from training.data.records import Refusal, iter_records
+from training.run_file import digest_of
 
 TRAIN, VALID, HELD_OUT = "train", "valid", "held_out"
 SHARES: Mapping[str, float] = MappingProxyType({TRAIN: 0.8, VALID: 0.1, HELD_OUT: 0.1})
@@ -201,7 +202,7 @@ def _images(
             if record.image not in found:
                 found[record.image] = None
                 path = find_image(record.image, [file.parent])
-                found[record.image] = content_digest(path), file_digest(path)
+                found[record.image] = content_digest(path), digest_of(path)
             if known := found[record.image]:
                 content, digest = known
                 marks = images.setdefault(content, {content})

@@ -86,22 +86,23 @@ OWN_LOOKS, ANY_LOOKS, UNSEEN_LOOKS, FRESH_LOOKS = "own", "any", "unseen", "fresh
 
 @dataclass(frozen=True)
 class _Looks:
-    """What draws a theme (None: the screen does) and another size."""
+    """What draws a theme (None: the screen does) and another size, and whether all have another."""
 
     theme: Callable[[random.Random], Theme | None]
     size: Callable[[random.Random], tuple[int, int]]
+    resized: bool = False
+
+
+def _held_back(themes: Sequence[Theme], sizes: Sequence[tuple[int, int]]) -> _Looks:
+    return _Looks(lambda look: look.choice(themes), lambda look: look.choice(sizes), resized=True)
 
 
 _LOOKS: Mapping[str, _Looks] = MappingProxyType(
     {
         OWN_LOOKS: _Looks(lambda _: None, lambda look: look.choice(SIZES)),
         ANY_LOOKS: _Looks(any_theme, any_size),
-        UNSEEN_LOOKS: _Looks(
-            lambda look: look.choice(UNSEEN_THEMES), lambda look: look.choice(UNSEEN_SIZES)
-        ),
-        FRESH_LOOKS: _Looks(
-            lambda look: look.choice(FRESH_THEMES), lambda look: look.choice(FRESH_SIZES)
-        ),
+        UNSEEN_LOOKS: _held_back(UNSEEN_THEMES, UNSEEN_SIZES),
+        FRESH_LOOKS: _held_back(FRESH_THEMES, FRESH_SIZES),
     }
 )
 
@@ -168,7 +169,7 @@ def synthesize(
     _check(out, images_per_kind, tasks_per_image, shares, experts, other_sizes)
     if looks not in _LOOKS:
         raise ValueError(f"looks is {looks}: give one of {', '.join(_LOOKS)}")
-    resized = 1.0 if looks in (UNSEEN_LOOKS, FRESH_LOOKS) else other_sizes
+    resized = 1.0 if _LOOKS[looks].resized else other_sizes
     asked = _Asked(tasks_per_image, frozenset(left_out))
     (out / "images").mkdir(parents=True, exist_ok=True)
     names = split_names(images_per_kind, shares)

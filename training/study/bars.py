@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from training.evaluation.scores import WRONG
 from training.scoring import wilson_interval
 
 Stated = Mapping[str, Any]
 """What `molora evaluate --json` states."""
 
-_WRONG = "wrong_expert"
-RATES = ("gate", "oracle", "top1", "top2", "soft", "uniform", "random", "base", _WRONG)
+RATES = ("gate", "oracle", "top1", "top2", "soft", "uniform", "random", "base", WRONG)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def mean_rates(evaluations: Sequence[Stated]) -> dict[str, dict[str, Any]]:
         n = evaluations[0]["counts"][key][1]
         mean = fmean(found)
         # Every case was answered by all the others.
-        together = max(1, len(evaluations[0]["experts"]) - 1) if name == _WRONG else 1
+        together = max(1, len(evaluations[0]["experts"]) - 1) if name == WRONG else 1
         rates[name] = {
             "mean": mean,
             "values": found,

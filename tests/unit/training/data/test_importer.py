@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from training.data.calls import ToolCall, format_calls
-from training.data.images import file_digest
 from training.data.importer import import_data, source_of
 from training.data.labels import read_rules
 from training.data.records import read_records
 from training.data.split import LeakError
 from training.data.stats import collect_stats
+from training.run_file import digest_of
 
 CLICK = ToolCall.computer_use("left_click", coordinate=[498, 385])
 HALVES = {"train": 0.5, "held_out": 0.5}
@@ -258,7 +258,7 @@ def test_changed_screens_stay_with_the_one_that_they_were_made_of(tmp_path, by_s
             if copy:
                 meta["changed_from"] = made_of[number]
             else:
-                made_of[number] = file_digest(folder / name)
+                made_of[number] = digest_of(folder / name)
             rows.append(row(copy, name, metadata=meta))
         rows[3] = {**hinted(3, rows[3]["image"], agent_expert="calendar"), "adapter": None}
         rows[3]["metadata"]["changed_from"] = made_of[number]
@@ -280,7 +280,7 @@ def number_of(record):
 
 def test_a_test_image_that_was_changed_is_an_error_too(calendar, tmp_path):
     paint(calendar / "images/changed.png", 999)
-    origin = file_digest(calendar / "images/screen_3.png")
+    origin = digest_of(calendar / "images/screen_3.png")
     (calendar / "test" / "test.json").write_text(json.dumps([case(1, "images/screen_3.png")]))
     meta = {**row(0, "")["metadata"], "changed_from": origin}
     write(calendar / "more.jsonl", [row(77, "images/changed.png", metadata=meta)])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.data.calls import ToolCall
-from training.data.images import content_digest, file_digest, find_image, open_image
+from training.data.images import content_digest, find_image, open_image
 from training.data.records import new_record, write_records
 from training.data.split import (
     SHARES,
@@ -19,6 +19,7 @@ from training.data.split import (
     split_by_source,
     split_names,
 )
+from training.run_file import digest_of
 
 CLICK = ToolCall.computer_use("left_click", coordinate=[1, 1])
 
@@ -102,7 +103,7 @@ def test_what_was_made_of_a_screen_leaks_it(tmp_path):
     picture(tmp_path / "a.png", "#123456")
     picture(tmp_path / "darker.png", "#102030")
     picture(tmp_path / "lighter.png", "#405060")
-    origin = {"changed_from": file_digest(tmp_path / "a.png")}
+    origin = {"changed_from": digest_of(tmp_path / "a.png")}
     one = file_with(tmp_path, "one.jsonl", ["a.png"])
     two = file_with(tmp_path, "two.jsonl", ["darker.png"], origin)
     three = file_with(tmp_path, "three.jsonl", ["lighter.png"], origin)
