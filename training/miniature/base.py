@@ -18,6 +18,7 @@ from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
 from training.data.synthesize import DRAWS, EXPERTS
 from training.miniature.appearing import appearing_whole
+from training.miniature.attention import attend_in_blocks
 from training.miniature.checkpoint import write_untrained
 from training.miniature.clock import Clock
 from training.miniature.fit import Fit, FitConfig
@@ -127,6 +128,7 @@ def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
         untrained, dtype=torch.float32, device_map=fastest_device()
     )
     patches_as_products(model)
+    attend_in_blocks(model)
     pupil = _Pupil(model, Guide(model.model.language_model, layer=GUIDED_LAYER), work, seed, clock)
     # The tower sees by then; at first what it would cost goes to the decoder.
     pupil.tower("tower", FIRST, steps.tower, 2e-3)

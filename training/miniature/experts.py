@@ -22,6 +22,7 @@ from training.data.calls import format_calls
 from training.data.synthesize import DRAWS
 from training.expert import write_expert
 from training.lora import lora_config
+from training.miniature.attention import attend_in_blocks
 from training.miniature.base import EXPERT_SYSTEMS, GUIDED_LAYER
 from training.miniature.fit import Fit, FitConfig
 from training.miniature.guide import Guide
@@ -108,6 +109,7 @@ def train_expert(name: str, base: Path, work: Path, *, seed: int) -> Path:
     torch.manual_seed(seed)
     adapted = get_peft_model(model, lora_config(model, recipe.rank))
     patches_as_products(adapted)
+    attend_in_blocks(model)
     guide = Guide(model.model.language_model, layer=GUIDED_LAYER)
     fit = Fit(
         adapted,
