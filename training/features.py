@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +42,8 @@ from training.feature_index import INDEX_FILE, FeatureIndex, read_index, to_json
 # Of a shard at most; the 8B's features of one record may be 256 KiB.
 _SHARD_ROWS = 4096
 _SHARD_BYTES = 2**28
+# An executor looks at several together, and decodes one while it looks at another.
+_IMAGES_TOGETHER = 4
 # Of a client that extracts: a cold executor may need long for its first screen.
 CALL_TIMEOUT_S = 120.0
 
@@ -167,12 +172,31 @@ def _extract(
     images_root: Path,
     index: FeatureIndex,
 ) -> Iterator[_Row]:
-    path, image, screen = "", 0, ContextRef("")
+    """The records' rows, in order, several images at a time: what one waits for, another uses."""
+
+    def rows(of_image: Sequence[Record]) -> list[_Row]:
+        return list(_extract_image(client, of_image, records_path, images_root, index))
+
+    groups = itertools.groupby(records, lambda record: record.image)
+    images = (list(group) for _, group in groups)
+    with ThreadPoolExecutor(_IMAGES_TOGETHER) as pool:
+        first = itertools.islice(images, _IMAGES_TOGETHER)
+        waiting = deque(pool.submit(rows, image) for image in first)
+        while waiting:
+            yield from waiting.popleft().result()
+            waiting.extend(pool.submit(rows, image) for image in itertools.islice(images, 1))
+
+
+def _extract_image(
+    client: Molora,
+    records: Sequence[Record],
+    records_path: Path,
+    images_root: Path,
+    index: FeatureIndex,
+) -> Iterator[_Row]:
+    data = (images_root / records[0].image).read_bytes()
+    image, screen = image_number(records[0], data), ContextRef("", data=data)
     for record in records:
-        if record.image != path:
-            data = (images_root / record.image).read_bytes()
-            path, image = record.image, image_number(record, data)
-            screen = ContextRef("", data=data)
         features = client.features(record.prompt, screen)
         screen = features.context
         _check_unchanged(features, index)

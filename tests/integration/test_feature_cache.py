@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,35 @@ async def test_every_record_is_extracted_and_every_screen_is_sent_once(tmp_path:
     assert len(set(table.image.tolist())) == 4
     assert table.image.tolist()[0::2] == table.image.tolist()[1::2]
     sent = [request.screen.WhichOneof("source") for request in stub.seen]
-    assert sent == ["data", "context_id"] * 4
+    assert Counter(sent) == {"data": 4, "context_id": 4}
+
+
+class _Waits(StubExecutor):
+    """Answers the first image's calls last, and remembers how many it was asked at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    async def ExtractFeatures(self, request: Any, context: Any) -> Any:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(0.2 if b"0-0" in request.screen.data else 0.02)
+            return await super().ExtractFeatures(request, context)
+        finally:
+            self.now -= 1
+
+
+async def test_images_are_looked_at_together_and_stay_in_order(tmp_path: Path) -> None:
+    stub = _Waits()
+    names = ["calendar", "claim-window", "chart", "claim-window", "calendar", "chart"]
+    async with serving(stub) as address:
+        index = await cache(write_records(tmp_path, names), address, tmp_path / "features")
+    assert stub.most == 4
+    table = load_features(tmp_path / "features")
+    assert [index.names[label] for label in table.label.tolist()[::2]] == names
+    assert table.text.argmax(1).tolist() == [NAMES.index(name) for name in names for _ in range(2)]
 
 
 async def test_changed_screens_belong_to_the_one_that_they_were_made_of(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def _draw_image(
     stem = f"{kind.stem}_{number:05}"
     name = f"images/{stem}.{'png' if quality is None else 'jpg'}"
     if quality is None:
-        image.save(out / name, optimize=True)
+        image.save(out / name)
     else:
         image.save(out / name, quality=quality)
     tasks = [task for task in tasks if task.task_type not in asked.left_out]
