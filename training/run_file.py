@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 RUN_FILE = "run.yaml"
 INPUTS_FILE = "inputs.json"
+
+AnyRun = TypeVar("AnyRun", bound="Run")
 
 
 class Run(BaseSettings):
@@ -42,7 +44,7 @@ class Run(BaseSettings):
     """Folder of the run."""
 
     @classmethod
-    def read(cls, argv: Sequence[str], prog: str) -> Self:
+    def read(cls: type[AnyRun], argv: Sequence[str], prog: str) -> AnyRun:
         """A run's configuration: flags over environment over file over defaults.
 
         Every field has a flag: `--batch-rows`, and `--gates.top-k` for one of a part; and a

@@ -155,7 +155,8 @@ def _decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     # Its warnings are not turned into errors: filters are the process's, and would be the model
     # thread's too.
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        with image:
             if image.size != size or getattr(image, "n_frames", 1) != 1:
                 raise unreadable()
             if image.mode not in _MODES:

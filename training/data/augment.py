@@ -214,8 +214,7 @@ def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     buffer.seek(0)
-    with Image.open(buffer, formats=("JPEG",)) as left:
-        return left.convert("RGB")
+    return Image.open(buffer, formats=("JPEG",)).convert("RGB")
 
 
 def _move_call(call: ToolCall, moved: Callable[[int, int], int]) -> ToolCall:

@@ -76,7 +76,8 @@ def open_image(path: Path) -> Image.Image:
         ValueError: It is no whole PNG or JPEG, or it is too large for a screen.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        image = Image.open(path, formats=FORMATS)
+        with image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError("the image is larger than any screen: scale it down")
             image.load()

@@ -179,5 +179,4 @@ def add_jpeg_noise(image: Image.Image, rng: random.Random, *, share: float) -> I
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     buffer.seek(0)
-    with Image.open(buffer, formats=("JPEG",)) as noisy:
-        return noisy.convert("RGB")
+    return Image.open(buffer, formats=("JPEG",)).convert("RGB")
