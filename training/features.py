@@ -31,10 +31,10 @@ import torch
 from rich.progress import track
 from safetensors.torch import load, save_file
 
-from molora_client import ContextRef, Features, Molora, ServerInfo
+from molora_client import ContextRef, Features, InvalidArgumentError, Molora, ServerInfo
 from router_service.core import ExpertEntry, FeatureSpec
+from training.data.checks import check_hints, check_records
 from training.data.hints import AGENT_EXPERT, read_hint
-from training.data.images import check_images
 from training.data.origin import image_number
 from training.data.records import Record, read_records
 from training.feature_index import INDEX_FILE, FeatureIndex, read_index, to_json
@@ -88,15 +88,16 @@ def cache_features(
         The index, as written.
 
     Raises:
-        ValueError: A record has neither adapter nor hint, or an adapter that is not loaded, or an
-            agent's hint that cannot be read; or there is no record, or an image is missing; or the
-            executor changed while features were being extracted.
+        ValueError: A record has neither adapter nor hint, or an adapter that is not loaded, or a
+            fault that `check_records` or `check_hints` finds, or a screen or prompt that the
+            executor refuses; or there is no record; or the executor changed while features were
+            being extracted.
         MoloraError: A call failed.
     """
     read = read_records(records_path)
     if not read.records:
         raise ValueError(f"{records_path} holds no record: {len(read.refused)} rows were refused")
-    check_images([record.image for record in read.records], images_root)
+    check_records(read.records, images_root)
     # Records of one image in a row: the executor decodes and sees each screen once.
     records = sorted(read.records, key=lambda record: record.image)
     out.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,7 @@ def cache_features(
         refused_rows=len(read.refused),
         shards={},
     )
+    check_hints(read.records, index.names)
     rows = track(
         _extract(executor, records, records_path, images_root, index),
         description="features",
@@ -139,19 +141,29 @@ def load_features(directory: Path) -> FeatureTable:
         ValueError: The index or a shard is missing or is not what was written.
     """
     index = read_index(directory)
-    shards = []
+    columns: dict[str, torch.Tensor] = {}
+    filled = 0
     try:
         for name, digest in index.shards.items():
             data = (directory / name).read_bytes()
             if _sha256(data) != digest:
                 raise ValueError(f"{directory / name} changed since it was written; extract again")
-            shards.append(_with_hints(load(data)))
+            shard = _with_hints(load(data))
+            rows = len(shard["label"])
+            # The first shard has as many rows as any, and what stays empty takes no memory.
+            columns = columns or _empty_columns(shard, rows * len(index.shards))
+            for column, values in columns.items():
+                values[filled : filled + rows] = shard[column]
+            filled += rows
     except OSError as error:
         raise ValueError(f"{directory} holds no whole feature cache; extract again") from error
-    columns = [field.name for field in dataclasses.fields(_Row)]
-    return FeatureTable(
-        index, *(torch.cat([shard[column] for shard in shards]) for column in columns)
-    )
+    return FeatureTable(index, *(values[:filled] for values in columns.values()))
+
+
+def _empty_columns(shard: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
+    """Room for so many rows of what a shard holds, in the order of a table."""
+    like = {field.name: shard[field.name] for field in dataclasses.fields(_Row)}
+    return {name: each.new_empty((rows, *each.shape[1:])) for name, each in like.items()}
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,12 @@ def _extract_image(
     data = (images_root / records[0].image).read_bytes()
     image, screen = image_number(records[0], data), ContextRef("", data=data)
     for record in records:
-        features = client.features(record.prompt, screen)
+        try:
+            features = client.features(record.prompt, screen)
+        except InvalidArgumentError as error:
+            raise ValueError(
+                f"record {record.id} with {record.image} has no features: {error.message}"
+            ) from error
         screen = features.context
         _check_unchanged(features, index)
         hinted, confidence = read_hint(record.metadata, index.names)

@@ -10,6 +10,8 @@ import copy
 import torch
 from torch import nn
 
+from training.moments import moments
+
 # Of the mean spread of a part's features: what one that hardly varies has at least.
 _LEAST_SPREAD = 0.01
 
@@ -31,12 +33,11 @@ class Standardised(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
 
-    def learn(self, features: torch.Tensor) -> None:
-        """Takes mean and standard deviation of features [n, size]."""
-        rows = features.double()
-        spread = rows.std(dim=0, correction=0)
+    def learn(self, features: torch.Tensor, rows: torch.Tensor) -> None:
+        """Takes mean and standard deviation of the rows [n] of features [N, size]."""
+        mean, spread = moments(features, rows)
         least = (_LEAST_SPREAD * spread.mean()).clamp(min=torch.finfo(torch.float32).eps)
-        self.mean.copy_(rows.mean(dim=0))
+        self.mean.copy_(mean)
         self.spread.copy_(spread.maximum(least))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

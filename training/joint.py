@@ -102,7 +102,9 @@ class Joint:
         optimiser = torch.optim.AdamW(
             [dict(group) for group in self.groups], weight_decay=rates.weight_decay
         )
-        self._marginals = GateMarginals(setting.rows.marginals().to(accelerator.device))
+        self._marginals = GateMarginals(
+            setting.rows.marginals().to(accelerator.device), setting.config.batch_rows
+        )
         state = self._load()
         if state:
             self._mixture.load_state_dict(state["trained"], strict=False)

@@ -15,6 +15,8 @@ from torch import nn
 
 from training.feature_index import FeatureIndex
 from training.features import FeatureTable, load_features
+from training.moments import moments
+from training.shown import ShownImages
 
 # Of the spread over all experts' screens: what an expert with few of them has at least.
 _LEAST_SPREAD = 0.1
@@ -59,12 +61,12 @@ def known_screens(table: FeatureTable, rows: torch.Tensor) -> KnownScreens:
         table: The features.
         rows: Indices; every expert has at least one.
     """
-    vision, labels = table.vision[rows].double(), table.label[rows]
-    least = (_LEAST_SPREAD * vision.std(dim=0, correction=0)).clamp(min=torch.finfo().eps)
-    own = [vision[labels == number] for number in range(len(table.index.experts))]
-    spreads = [screens.std(dim=0, correction=0).maximum(least) for screens in own]
-    mean = torch.stack([screens.mean(dim=0) for screens in own])
-    return KnownScreens(mean.float(), torch.stack(spreads).float())
+    labels = table.label[rows]
+    least = (_LEAST_SPREAD * moments(table.vision, rows)[1]).clamp(min=torch.finfo().eps)
+    own = [rows[labels == number] for number in range(len(table.index.experts))]
+    means, spreads = zip(*(moments(table.vision, screens) for screens in own), strict=True)
+    spread = torch.stack([each.maximum(least) for each in spreads])
+    return KnownScreens(torch.stack(means).float(), spread.float())
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,21 @@ class KnownLooks:
     Attributes:
         screens: What they look like.
         dataset_digest: sha256 of the records that they are of.
+        shown: The images that this was learnt from, all in `train`.
     """
 
     screens: KnownScreens
     dataset_digest: str
+    shown: ShownImages
 
 
-def known_looks(directory: Path, index: FeatureIndex) -> KnownLooks:
-    """What all the screens of a cache look like, expert by expert.
+def known_looks(directory: Path, index: FeatureIndex, shown: ShownImages) -> KnownLooks:
+    """What the screens of a cache look like, expert by expert.
 
     Args:
         directory: Of the cache.
         index: Of the one that the head is measured on.
+        shown: What the head is shown. Of what it is measured on nothing becomes known.
 
     Raises:
         ValueError: It is of other experts or another spec, or an expert has no screen.
@@ -99,11 +104,18 @@ def known_looks(directory: Path, index: FeatureIndex) -> KnownLooks:
     if table.index.feature_spec.digest != index.feature_spec.digest:
         raise ValueError(f"{directory} holds other features than the head reads; extract it again")
     # Those that only an agent has labelled are nobody's.
-    labelled = (table.label >= 0).nonzero().flatten()
-    counts = torch.bincount(table.label[labelled], minlength=len(index.names)).tolist()
+    rows = ((table.label >= 0) & ~shown.measures(table.image)).nonzero().flatten()
+    counts = torch.bincount(table.label[rows], minlength=len(index.names)).tolist()
     if none := [name for name, count in zip(index.names, counts, strict=True) if not count]:
-        raise ValueError(f"{directory} holds no screen of {', '.join(none)}; extract some of each")
-    return KnownLooks(known_screens(table, labelled), table.index.dataset_digest)
+        raise ValueError(
+            f"{directory} holds no screen of {', '.join(none)} that the head is not measured on; "
+            "extract some of each"
+        )
+    return KnownLooks(
+        known_screens(table, rows),
+        table.index.dataset_digest,
+        ShownImages.of({"train": table.image[rows]}),
+    )
 
 
 def read_known_screens(head: bytes) -> KnownScreens | None:

@@ -13,8 +13,9 @@ import torch
 from training.losses import least_share
 from training.run_config import Guard
 
-# A mean over some 20 steps: a step has too few records to tell a collapse from chance.
-_MEMORY = 0.95
+# A mean over some 20 steps, or as many as bring an expert 16 records: with fewer, one that merely
+# does not occur for a while would look collapsed.
+_STEPS, _RECORDS = 20, 16
 
 
 class GatesCollapsed(RuntimeError):
@@ -22,19 +23,23 @@ class GatesCollapsed(RuntimeError):
 
 
 class GateMarginals:
-    """Mean gate of every expert over the last steps.
+    """Mean gate of every expert over the last steps, the more steps the rarer it is.
 
     Args:
         labels: The share of the labels that each expert has, float32 [K]; the mean starts there.
+        batch_rows: Records of a step.
 
     Attributes:
         labels: The same.
         running: float32 [K].
     """
 
-    def __init__(self, labels: torch.Tensor) -> None:
+    def __init__(self, labels: torch.Tensor, batch_rows: int) -> None:
         self.labels = labels
         self.running = labels.clone()
+        # Of an expert without records the gates are told as quickly as of a common one.
+        expected = torch.where(labels > 0, labels, 1.0) * batch_rows
+        self._rates = (expected / _RECORDS).clamp(max=1 / _STEPS)
         self._steps_below = 0
 
     def with_batch(self, everywhere: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
@@ -44,12 +49,12 @@ class GateMarginals:
             everywhere: Mean gates [K] of the batch, over all processes; its gradient is not used.
             here: Mean gates [K] of this process.
         """
-        value = self.running.lerp(everywhere.detach(), 1 - _MEMORY)
-        return value + (here - here.detach())
+        value = self.running.lerp(everywhere.detach(), self._rates)
+        return value / value.sum() + (here - here.detach())
 
     def update(self, step: torch.Tensor) -> None:
         """Takes the mean gates [K] of a step, over all processes, into the running ones."""
-        self.running = self.running.lerp(step, 1 - _MEMORY)
+        self.running = self.running.lerp(step, self._rates)
 
     def check(self, guard: Guard, names: Sequence[str], step: int) -> None:
         """Counts the steps for which the marginals are too far from the labels'.

@@ -18,7 +18,7 @@ from router_service.bundle import load_bundle
 
 SHOWN_FILE = "shown.safetensors"
 SPLITS = ("train", "validation", "held_out")
-_HELD_OUT = SPLITS.index("held_out")
+_TRAIN, _HELD_OUT = SPLITS.index("train"), SPLITS.index("held_out")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class ShownImages:
         """Of numbers [m] whether the head came to be what it is by them, bool [m]."""
         splits = self.splits_of(images)
         return (splits >= 0) & (splits != _HELD_OUT)
+
+    def measures(self, images: torch.Tensor) -> torch.Tensor:
+        """Of numbers [m] whether the head is measured by them, bool [m]."""
+        return self.splits_of(images) > _TRAIN
 
     def joined(self, other: ShownImages) -> ShownImages:
         """Both; what one of them has learnt from is learnt from."""

@@ -27,6 +27,7 @@ from training.heads import LayeredHead, RouterHead, whole
 from training.known_screens import KnownLooks, KnownScreens, known_looks, known_screens
 from training.lessons import Lessons, agent_rows
 from training.losses import entropy_penalty
+from training.moments import ROWS_AT_ONCE
 from training.shown import SPLITS, ShownImages
 from training.stage1_config import Stage1Config
 
@@ -45,7 +46,7 @@ class Stage1Result:
         mode: The default mode that the held-out confidences allow.
         known: Of the train split's screens, or of a cache of their own.
         known_digest: Of that cache's records; empty: the train split's.
-        shown: The images of all splits.
+        shown: The images of all splits, and those that what is known was learnt from.
     """
 
     head: RouterHead | LayeredHead
@@ -89,8 +90,8 @@ def train_stage1(
     """
     config = config or Stage1Config()
     table = load_features(features_dir)
-    looks = known_looks(known, table.index) if known else None
     splits = split_by_image(table, config)
+    looks = known_looks(known, table.index, _shown(table, splits)) if known else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         with Events(events) as told:
@@ -117,6 +118,7 @@ def judged(
     logits = {name: head_logits(head, table, rows) for name, rows in splits.items()}
     held_out, labels = logits["held_out"], table.label[splits["held_out"]]
     temperature = fit_temperature(held_out, labels)
+    shown = _shown(table, splits)
     return Stage1Result(
         head=head,
         known=known_screens(table, splits["train"]) if known is None else known.screens,
@@ -131,7 +133,7 @@ def judged(
             name: float((logits[name].argmax(dim=1) == table.label[rows]).double().mean())
             for name, rows in splits.items()
         },
-        shown=_shown(table, splits),
+        shown=shown if known is None else shown.joined(known.shown),
     )
 
 
@@ -192,7 +194,8 @@ def head_logits(
     """Logits [n, K] of some rows, without dropout or gradient; of a head with layers their mean."""
     head.eval()
     with torch.inference_mode():
-        return whole(head(table.text[rows], table.vision[rows]))
+        parts = torch.split(rows, ROWS_AT_ONCE)
+        return torch.cat([whole(head(table.text[part], table.vision[part])) for part in parts])
 
 
 def default_mode(logits: torch.Tensor, temperature: float) -> ModeSetting:
@@ -221,8 +224,8 @@ def _train(
     spec, experts = table.index.feature_spec, len(table.index.experts)
     head = RouterHead(spec.text_dim, spec.vision_dim, experts, config.width, config.dropout)
     lessons = Lessons(table, splits, config.agent_reliability, config.mixup)
-    head.text_scale.learn(table.text[lessons.rows])
-    head.vision_scale.learn(table.vision[lessons.rows])
+    head.text_scale.learn(table.text, lessons.rows)
+    head.vision_scale.learn(table.vision, lessons.rows)
     average = AveragedModel(head, avg_fn=functools.partial(follow, config.averaging))
     averaged = average.module
     assert isinstance(averaged, RouterHead)

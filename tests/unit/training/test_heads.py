@@ -12,7 +12,7 @@ def test_scores_have_mean_0_and_deviation_1_whatever_the_sizes():
     rows = 7 + sizes * torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
     scale = Standardised(3)
     assert torch.equal(scale(rows), rows)
-    scale.learn(rows)
+    scale.learn(rows, torch.arange(len(rows)))
     scores = scale(rows)
     torch.testing.assert_close(scores.mean(dim=0), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(scores.std(dim=0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
@@ -21,11 +21,11 @@ def test_scores_have_mean_0_and_deviation_1_whatever_the_sizes():
 def test_what_never_varies_stays_finite():
     rows = torch.tensor([[3.0, 0.0], [3.0, 1.0]])
     scale = Standardised(2)
-    scale.learn(rows)
+    scale.learn(rows, torch.arange(len(rows)))
     # 0.01 of the mean spread, 0.25: an unusual value counts, but does not drown the others.
     torch.testing.assert_close(scale(torch.tensor([[3.1, 0.5]])), torch.tensor([[40.0, 0.0]]))
     constant = Standardised(1)
-    constant.learn(torch.full((4, 1), 2.0))
+    constant.learn(torch.full((4, 1), 2.0), torch.arange(4))
     assert constant(torch.full((1, 1), 2.0)).item() == 0.0
 
 

@@ -24,6 +24,7 @@ from training.features import load_features
 from training.heads import RouterHead
 from training.known_screens import KnownScreens, known_looks, known_screens
 from training.lessons import agent_rows, class_weights
+from training.shown import ShownImages
 from training.stage1 import follow, head_logits, split_by_image, train_stage1
 from training.stage1_config import Stage1Config
 
@@ -32,7 +33,14 @@ SPEC = FeatureSpec(2, "mean", "tower", "mean", 24, 16, "b" * 64, "1")
 FAST = Stage1Config(width=32, max_epochs=60, patience_epochs=15, learning_rate=3e-3)
 
 
-def write_cache(directory: Path, *, images: int = 12, rows: int = 5, noise: float = 0.3) -> Path:
+def write_cache(
+    directory: Path,
+    *,
+    images: int = 12,
+    rows: int = 5,
+    noise: float = 0.3,
+    first_image: int = 0,
+) -> Path:
     """Four experts: the text alone tells a|b from c|d, the vision alone a|c from b|d."""
     generator = torch.Generator().manual_seed(1)
     directions = torch.randn(4, 24, generator=generator), torch.randn(4, 16, generator=generator)
@@ -48,7 +56,7 @@ def write_cache(directory: Path, *, images: int = 12, rows: int = 5, noise: floa
                     jitter = noise * torch.randn(len(own), generator=generator)
                     columns[part].append(sign * own + jitter)
                 labels.append(label)
-                image_ids.append(1000 * label + image)
+                image_ids.append(1000 * label + first_image + image)
     shard = {
         "text": torch.stack(columns["text"]),
         "vision": torch.stack(columns["vision"]),
@@ -211,7 +219,7 @@ class TestKnownCache:
     def test_what_is_known_is_the_cache_s_and_the_head_stays_the_same(
         self, cache: Path, result, tmp_path: Path
     ) -> None:
-        looks = write_cache(tmp_path, images=4, noise=0.1)
+        looks = write_cache(tmp_path, images=4, noise=0.1, first_image=500)
         found = train_stage1(cache, config=FAST, known=looks, progress=False)
         table = load_features(looks)
         expected = known_screens(table, torch.arange(len(table)))
@@ -222,21 +230,37 @@ class TestKnownCache:
         for name, value in result.head.state_dict().items():
             assert torch.equal(found.head.state_dict()[name], value)
 
+    def test_its_images_count_as_learnt_from(self, cache: Path, result, tmp_path: Path) -> None:
+        looks = write_cache(tmp_path, images=4, noise=0.1, first_image=500)
+        found = train_stage1(cache, config=FAST, known=looks, progress=False)
+        images = load_features(looks).image
+        assert not result.shown.taught(images).any()
+        assert found.shown.taught(images).all()
+        assert len(found.shown) == len(result.shown) + len(images.unique())
+
+    def test_what_the_head_is_measured_on_does_not_become_known(self, cache: Path, result) -> None:
+        found = train_stage1(cache, config=FAST, known=cache, progress=False)
+        assert torch.equal(found.known.mean, result.known.mean)
+        assert torch.equal(found.known.spread, result.known.spread)
+        assert torch.equal(found.shown.split, result.shown.split)
+
     def test_of_other_experts_or_features_it_is_refused(self, cache: Path, tmp_path: Path) -> None:
-        table = load_features(cache)
+        table, none = load_features(cache), ShownImages.of({})
         shard = load_file(cache / "shard-00000.safetensors")
         renamed = (*EXPERTS[:3], ExpertEntry("z", "z" * 64, 3))
         others = write_shard(tmp_path / "others", shard, SPEC, renamed, "d" * 64)
         with pytest.raises(ValueError, match="is of a, b, c, z, the features are of a, b, c, d"):
-            known_looks(others, table.index)
+            known_looks(others, table.index, none)
         spec = dataclasses.replace(SPEC, text_layer=1)
         read = write_shard(tmp_path / "read", shard, spec, EXPERTS, "d" * 64)
         with pytest.raises(ValueError, match="extract it again"):
-            known_looks(read, table.index)
+            known_looks(read, table.index, none)
         some = {name: column[table.label < 3] for name, column in shard.items()}
         few = write_shard(tmp_path / "few", some, SPEC, EXPERTS, "d" * 64)
-        with pytest.raises(ValueError, match="holds no screen of d; extract some of each"):
-            known_looks(few, table.index)
+        with pytest.raises(
+            ValueError, match="holds no screen of d that the head is not measured on"
+        ):
+            known_looks(few, table.index, none)
 
 
 class TestSplit:
