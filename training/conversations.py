@@ -17,7 +17,8 @@ import torch
 from executor_service.model.prompt import BuiltPrompt, PromptBuilder
 from executor_service.model.reference import Instruction
 from executor_service.model.screen import PixelInput, ScreenReader
-from training.data.images import check_images
+from service_chassis.errors import ServiceError
+from training.data.checks import check_records
 from training.data.origin import image_numbers
 from training.data.records import Record, read_labelled
 
@@ -40,7 +41,7 @@ class Conversation:
 
 
 class Conversations:
-    """Records of some experts; a screen is read when its record is.
+    """Records of some experts; a screen is decoded when its record is asked for.
 
     Args:
         records: Each with an adapter that `systems` names.
@@ -51,7 +52,8 @@ class Conversations:
             comes first.
 
     Raises:
-        ValueError: An image is missing.
+        ValueError: See `check_records`; and where a record is asked for, its image is damaged or no
+            screen that the reader takes.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Conversations:
         builder: PromptBuilder,
         systems: Mapping[str, str | None],
     ) -> None:
-        check_images([record.image for record in records], images)
+        check_records(records, images)
         self._records = records
         self._images = images
         self._reader = reader
@@ -76,7 +78,7 @@ class Conversations:
     def __getitem__(self, at: int) -> Conversation:
         record = self._records[at]
         adapter = str(record.adapter)
-        screen = self._reader.read((self._images / record.image).read_bytes())
+        screen = self._screen(record)
         prompt = self._builder.build(
             system=self._systems[adapter] if record.system is None else record.system,
             history=(),
@@ -94,6 +96,14 @@ class Conversations:
             (*written, self._builder.end_of_turn),
             self._names.index(adapter),
         )
+
+    def _screen(self, record: Record) -> PixelInput:
+        try:
+            return self._reader.read((self._images / record.image).read_bytes())
+        except ServiceError as error:
+            raise ValueError(
+                f"record {record.id} with {record.image} cannot be learnt from: {error.message}"
+            ) from error
 
     def without(self, images: Collection[int]) -> Conversations:
         """Those on other screens.

@@ -15,6 +15,7 @@ from PIL import Image
 
 from molora_client import Molora
 from router_service.bundle import load_bundle
+from service_chassis.errors import InvalidArgument
 from tests.support import router_bundle
 from tests.support.stub_executor import StubExecutor, serving
 from training.data.importer import import_data
@@ -28,13 +29,13 @@ NAMES = [expert.name for expert in router_bundle.EXPERTS]
 
 
 def write_records(root: Path, adapters: list[str | None], *, images_each: int = 1) -> Path:
-    """Two records on every image; `images/` holds the images' bytes."""
+    """Two records on every image, all of them different; `images/` holds the images."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, adapter in enumerate(adapters):
         for image in range(images_each):
             name = f"images/{number}-{image}.png"
-            (root / name).write_bytes(f"pixels of {name}".encode())
+            paint(root / name, images_each * number + image)
             for question in range(2):
                 row = {
                     "id": f"{number}-{image}-{question}",
@@ -86,17 +87,18 @@ async def test_every_record_is_extracted_and_every_screen_is_sent_once(tmp_path:
 
 
 class _Waits(StubExecutor):
-    """Answers the first image's calls last, and remembers how many it was asked at a time."""
+    """Answers a slow screen's calls last, and remembers how many it was asked at a time."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.slow = b""
         self.now = self.most = 0
 
     async def ExtractFeatures(self, request: Any, context: Any) -> Any:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await asyncio.sleep(0.2 if b"0-0" in request.screen.data else 0.02)
+            await asyncio.sleep(0.2 if request.screen.data == self.slow else 0.02)
             return await super().ExtractFeatures(request, context)
         finally:
             self.now -= 1
@@ -105,12 +107,24 @@ class _Waits(StubExecutor):
 async def test_images_are_looked_at_together_and_stay_in_order(tmp_path: Path) -> None:
     stub = _Waits()
     names = ["calendar", "claim-window", "chart", "claim-window", "calendar", "chart"]
+    records = write_records(tmp_path, names)
+    stub.slow = (tmp_path / "images/0-0.png").read_bytes()
     async with serving(stub) as address:
-        index = await cache(write_records(tmp_path, names), address, tmp_path / "features")
+        index = await cache(records, address, tmp_path / "features")
     assert stub.most == 4
     table = load_features(tmp_path / "features")
     assert [index.names[label] for label in table.label.tolist()[::2]] == names
     assert table.text.argmax(1).tolist() == [NAMES.index(name) for name in names for _ in range(2)]
+
+
+async def test_a_screen_that_the_executor_refuses_is_named(tmp_path: Path) -> None:
+    stub = StubExecutor()
+    stub.fail = InvalidArgument("UNREADABLE_SCREEN", "The screen cannot be read; send another.")
+    async with serving(stub) as address:
+        with pytest.raises(
+            ValueError, match=r"0-0-0 with images/0-0\.png has no features: The scr"
+        ):
+            await cache(write_records(tmp_path, ["calendar"]), address, tmp_path / "features")
 
 
 async def test_changed_screens_belong_to_the_one_that_they_were_made_of(tmp_path: Path) -> None:
@@ -126,10 +140,36 @@ async def test_changed_screens_belong_to_the_one_that_they_were_made_of(tmp_path
     images = load_features(tmp_path / "features").image.tolist()
     assert len(set(images[:4])) == 1
     assert len(set(images)) == 2
-    records.write_text(records.read_text().replace(origin, "screen 7"))
-    async with serving(StubExecutor()) as address:
-        with pytest.raises(ValueError, match="changed_from is no sha256"):
-            await cache(records, address, tmp_path / "other")
+
+
+async def test_what_an_extraction_could_not_use_is_found_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    """On the last record of many, in each part of it that is read."""
+    records = write_records(tmp_path, ["calendar", "chart"], images_each=2)
+    whole = records.read_text()
+    *first, last = whole.splitlines(keepends=True)
+    assert json.loads(last)["image"] == "images/1-1.png"
+    stub = StubExecutor()
+
+    async def check_refused(reason: str) -> None:
+        async with serving(stub) as address:
+            with pytest.raises(ValueError, match=rf"of 8 .* with images/1-1.png: .*{reason}"):
+                await cache(records, address, tmp_path / "features")
+        assert not stub.seen
+        assert not (tmp_path / "features" / "features.json").exists()
+
+    for metadata, reason in (
+        ({"changed_from": "screen 7"}, "changed_from is no sha256"),
+        ({"agent_expert": "phone-app"}, "agent_expert is none of calendar, chart"),
+        ({"agent_expert": "chart", "agent_confidence": "high"}, "agent_confidence is no number"),
+    ):
+        row = json.dumps(json.loads(last) | {"metadata": metadata})
+        records.write_text("".join([*first, row]))
+        await check_refused(reason)
+    records.write_text(whole)
+    (tmp_path / "images/1-1.png").write_bytes(b"pixels")
+    await check_refused("the image cannot be read")
 
 
 async def test_a_missing_image_is_missed_before_anything_is_asked(tmp_path: Path) -> None:
@@ -137,7 +177,7 @@ async def test_a_missing_image_is_missed_before_anything_is_asked(tmp_path: Path
     (tmp_path / "images/1-0.png").unlink()
     stub = StubExecutor()
     async with serving(stub) as address:
-        with pytest.raises(ValueError, match=r"1 of 4 images .* of record 3: .*missing"):
+        with pytest.raises(ValueError, match=r"2 of 8 .* 1-0-0 with images/1-0.png: .*missing"):
             await cache(records, address, tmp_path / "features")
     assert not stub.seen
     assert not (tmp_path / "features").exists()

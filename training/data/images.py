@@ -5,8 +5,9 @@ Knows files and pixels; knows no record.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -37,36 +38,21 @@ def find_image(image: str, folders: Iterable[Path]) -> Path:
     raise ValueError("the image is missing: put it where the record says")
 
 
-def check_images(images: Sequence[str], folder: Path) -> None:
-    """Looks for the images of all records, before hours are spent on the first of them.
-
-    Args:
-        images: Relative paths, one a record.
-        folder: Where they are.
-
-    Raises:
-        ValueError: Some are not there; which of the records is the first without.
-    """
-    reasons: dict[str, str] = {}
-    for image in dict.fromkeys(images):
-        try:
-            find_image(image, [folder])
-        except ValueError as error:
-            reasons[image] = str(error)
-    if reasons:
-        first = next(n for n, image in enumerate(images, start=1) if image in reasons)
-        why = reasons[images[first - 1]]
-        raise ValueError(
-            f"{len(reasons)} of {len(set(images))} images cannot be used, the first is that of "
-            f"record {first}: {why}"
-        )
-
-
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file system has: too long, or no Unicode
         return False
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in px of a screen, by its header; whether its pixels are whole is not seen.
+
+    Raises:
+        ValueError: It does not begin as a PNG or JPEG, or it is too large for a screen.
+    """
+    with _opened(path) as image:
+        return image.size
 
 
 def open_image(path: Path) -> Image.Image:
@@ -75,15 +61,27 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         ValueError: It is no whole PNG or JPEG, or it is too large for a screen.
     """
+    with _opened(path) as image:
+        image.load()
+        return image.copy()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A screen whose pixels are not read yet; what its decoder raises is one error."""
     try:
-        image = Image.open(path, formats=FORMATS)
-        with image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError("the image is larger than any screen: scale it down")
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with Image.open(path, formats=FORMATS) as image:
+            fits = image.width * image.height <= _MOST_PIXELS
+            if fits:
+                yield image
+    # Pillow's decoders raise all of these for damaged bytes.
+    except (
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ):  # fmt: skip
         raise ValueError("the image cannot be read: give a whole PNG or JPEG") from None
+    if not fits:
+        raise ValueError("the image is larger than any screen: scale it down")
 
 
 def content_digest(path: Path) -> bytes:

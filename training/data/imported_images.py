@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from training.data.hints import AGENT_EXPERT, read_hint
+from training.data.hints import AGENT_EXPERT, read_hint, stated_hint
 from training.data.images import content_digest, find_image
 from training.data.labels import Rule, judge
 from training.data.origin import origin_of
@@ -31,11 +31,16 @@ _UNMATCHED = "no label rule matches: give the row an `adapter`, or a further rul
 
 @dataclass
 class _Image:
-    """One picture: where it was met first, what its records are, and of which files it was made."""
+    """One picture: where it was met first, what its records are, and of which files it was made.
+
+    Args:
+        said: Label of a record and the expert that an agent named, if any did.
+    """
 
     path: Path
     target: str
     labels: Counter[str] = field(default_factory=Counter)
+    said: set[tuple[str, str | None]] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
     origins: set[str] = field(default_factory=set)
     hinted: bool = False
@@ -51,7 +56,7 @@ class Images:
         self._numbers: dict[bytes, int] = {}
         self._digests: dict[Path, tuple[bytes, str] | str] = {}
         self._targets: set[str] = set()
-        self._labels: set[str] = set()
+        self._learnt: list[str] = []
         self.all: list[_Image] = []
 
     def scan(self, source: Source) -> Iterator[int]:
@@ -87,12 +92,12 @@ class Images:
         return verdict.label
 
     def check_hint(self, row: Mapping[str, Any]) -> None:
-        """Refuses what an agent says of an expert that no row is labelled with.
+        """Refuses what an agent says of an expert that nobody learns; after `split`.
 
         Raises:
-            ValueError: It does, or it is no hint.
+            ValueError: It does.
         """
-        read_hint(row["metadata"], sorted(self._labels))
+        read_hint(row.get("metadata", {}), self._learnt)
 
     @property
     def any_hinted(self) -> bool:
@@ -100,13 +105,15 @@ class Images:
         return any(image.hinted and not image.tested for image in self.all)
 
     def check_labels(self) -> None:
-        """Raises ValueError where no row has a label."""
-        if not self._labels:
+        """Raises ValueError where agents named rows to learn from, and no such row has a label."""
+        if self.any_hinted and not any(image.labels and not image.tested for image in self.all):
             raise ValueError(
-                "no row has a label, and an agent's hints alone cannot be checked: label some"
+                "no row to learn from has a label, and an agent's hints alone cannot be checked: "
+                "label some"
             )
 
     def _note(self, source: Source, record: Record, label: str | None) -> int:
+        expert, _ = stated_hint(record.metadata)
         path = find_image(record.image, source.folders)
         digest, file = self._digest(path)
         origin = origin_of(record, file)
@@ -120,7 +127,7 @@ class Images:
             image.hinted = True
         else:
             image.labels[label] += 1
-            self._labels.add(label)
+            image.said.add((label, expert))
         image.sources.add(name)
         image.origins.add(origin)
         image.tested |= source.is_test
@@ -168,6 +175,13 @@ class Images:
 
     def split(self, shares: Mapping[str, float], *, by_source: bool, seed: int) -> dict[int, str]:
         """Image number to split; images of test files are in none."""
+        splits = self._split(shares, by_source=by_source, seed=seed)
+        train = [n for n, name in splits.items() if name == TRAIN and self.all[n].labels]
+        # Without a split of that name, as of test files alone, they are those of all rows.
+        self._learnt = self._labels(train or range(len(self.all)))
+        return splits
+
+    def _split(self, shares: Mapping[str, float], *, by_source: bool, seed: int) -> dict[int, str]:
         free = {
             digest: self.all[number]
             for digest, number in self._numbers.items()
@@ -193,6 +207,16 @@ class Images:
                 held_out = sorted(({split_of[source] for source in known} | beside) - {TRAIN})
                 names[digest] = held_out[0] if held_out else TRAIN
         return {self._numbers[digest]: name for digest, name in names.items()}
+
+    def _labels(self, numbers: Iterable[int]) -> list[str]:
+        """Labels of the rows of some images; a row whose hint names no such label is none."""
+        said = {pair for number in numbers for pair in self.all[number].said}
+        while True:
+            labels = {label for label, _ in said}
+            read = {(label, expert) for label, expert in said if expert in (None, *labels)}
+            if read == said:
+                return sorted(labels)
+            said = read
 
     def _groups(self, digests: Iterable[bytes]) -> list[list[bytes]]:
         """Images that were made of one another, by content digest; in order."""

@@ -16,7 +16,7 @@ from typing import Any
 from training.data.imported_images import Images
 from training.data.labels import Rule
 from training.data.records import Record, check_new_folder, write_rows
-from training.data.sources import SKIPPED, Source, SourceReport, find_sources
+from training.data.sources import SKIPPED, SOURCE, Source, SourceReport, find_sources
 from training.data.split import SHARES, TRAIN, check_leaks, check_shares
 
 TEST, HINTED = "test", "hinted"
@@ -53,8 +53,10 @@ def import_data(
     """Reads record and test files and writes `<split>.jsonl`, `test.jsonl` and their images.
 
     Rows that no label rule matches, but whose metadata says what an agent took them for, go to
-    `hinted.jsonl`, which stage 1 can learn from beside `train.jsonl`. Rows are streamed: in memory
-    are 4 bytes a row, one entry an image, and one test file.
+    `hinted.jsonl`, which stage 1 can learn from beside `train.jsonl`. Whatever an agent says, of a
+    labelled row too, must name a label that training rows have. Each row's metadata says which
+    source it is from. Rows are streamed: in memory are 4 bytes a row, one entry an image, and one
+    test file.
 
     Args:
         paths: JSONL files, `test.json` files, or folders that hold them.
@@ -102,6 +104,7 @@ def import_data(
         tested = [TEST] if any(source.is_test for source in sources) else []
         hinted = [HINTED] if images.any_hinted else []
         imported = _write(partial, sources, images, splits, [*names, *tested, *hinted])
+        _check_anything_is_left(sources)
         files = {name: partial / f"{name}.jsonl" for name in imported.records}
         learnt = [file for name, file in files.items() if name in (TRAIN, HINTED)]
         done = rows
@@ -125,7 +128,14 @@ def _check_anything_is_left(sources: Sequence[Source]) -> None:
 
 
 def source_of(record: Record) -> str | None:
-    """The source of an imported record, which is the second part of its image's path."""
+    """What a record's metadata says that it comes from.
+
+    Of one that was imported before sources were written, that is the second part of its image's
+    path, which is the first source that had the image; None where that says nothing either.
+    """
+    stated = record.metadata.get(SOURCE)
+    if stated is not None:
+        return str(stated)
     parts = record.image.split("/")
     return parts[1] if len(parts) > 2 and parts[0] == "images" else None
 
@@ -154,7 +164,10 @@ def _rows_of(
     name: str, sources: Sequence[Source], images: Images, splits: Mapping[int, str],
     held: set[int], adapters: Counter[str],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The rows of one split, with their label and the image's new place; else unchanged."""
+    """The rows of one split, with label, source and the image's new place; else unchanged.
+
+    A source that a row states itself stays. A row that is left out is taken no longer.
+    """
     for source in sources:
         if source.is_test != (name == TEST):
             continue
@@ -166,18 +179,23 @@ def _rows_of(
             if split != name and name != HINTED:
                 continue
             label = images.label(row)
-            moved = {**row, "image": images.all[image].target}
-            if label is not None and split == name:
-                held.add(image)
+            if name != (HINTED if label is None else split):
+                continue
+            try:
+                if label is None and split != TRAIN:
+                    raise ValueError(f"only an agent names it, and its image is in {split}")
+                images.check_hint(row)
+            except ValueError as error:
+                source.report.skip(number, str(error))
+                source.taken[number] = SKIPPED
+                continue
+            held.add(image)
+            metadata = dict(row.get("metadata", {}))
+            if metadata.get(SOURCE) is None:
+                metadata[SOURCE] = source.report.name
+            moved = {**row, "image": images.all[image].target, "metadata": metadata}
+            if label is None:
+                yield moved
+            else:
                 adapters[label] += 1
                 yield {**moved, "adapter": label}
-            elif label is None and name == HINTED:
-                try:
-                    if split != TRAIN:
-                        raise ValueError(f"only an agent names it, and its image is in {split}")
-                    images.check_hint(row)
-                except ValueError as error:
-                    source.report.skip(number, str(error))
-                else:
-                    held.add(image)
-                    yield moved

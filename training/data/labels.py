@@ -107,11 +107,18 @@ def _built_in() -> Iterator[Rule]:
     yield Rule(
         "task_type scroll-to-date with a claim image",
         "claim-window",
-        _conditions({"task_type": ["scroll-to-date"], "image_contains": ["claim"]}),
+        lambda row: row.task_type == "scroll-to-date" and "claim" in row.image_name,
     )
-    for part in ("id", "image"):
-        condition = {f"{part}_contains": ["edit-claim-window"]}
-        yield Rule(f"{part} contains edit-claim-window", "claim-window", _conditions(condition))
+    yield Rule(
+        "id contains edit-claim-window",
+        "claim-window",
+        lambda row: "edit-claim-window" in row.id,
+    )
+    yield Rule(
+        "image name contains edit-claim-window",
+        "claim-window",
+        lambda row: "edit-claim-window" in row.image_name,
+    )
     yield Rule(
         "image name is a calendar's",
         "calendar",

@@ -44,7 +44,18 @@ def origin_of(record: Record, digest: str) -> str:
     Raises:
         ValueError: The record names an origin that is no sha256.
     """
-    origin = record.metadata.get(ORIGIN, digest)
+    return stated_origin(record) or digest
+
+
+def stated_origin(record: Record) -> str | None:
+    """sha256 (hex) of the file that a record says its screen was made of; None if it says nothing.
+
+    Raises:
+        ValueError: What it says is no sha256.
+    """
+    if ORIGIN not in record.metadata:
+        return None
+    origin = record.metadata[ORIGIN]
     if not (isinstance(origin, str) and _SHA256.fullmatch(origin)):
         raise ValueError(f"a record's {ORIGIN} is no sha256 in hex; leave it out")
     return origin.lower()

@@ -11,6 +11,8 @@ from pathlib import Path
 from training.data.cases import read_tests
 from training.data.records import iter_rows
 
+SOURCE = "source"
+"""Where a record's metadata holds what it comes from."""
 SKIPPED = -1
 _ROWS_SHOWN = 10
 
@@ -29,7 +31,7 @@ class SourceReport:
 
     Args:
         path: The file.
-        name: Its folder of images in the data set.
+        name: Its folder of images in the data set, and the `SOURCE` of its rows.
         forms: `old`, `new` or `test` to the rows that are whole records with a label, or an agent's
             hint, and a screen.
         skipped: Reason to rows that were left out.

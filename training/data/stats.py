@@ -11,9 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from training.data.images import FORMATS
+from training.data.images import image_size
 from training.data.records import Record, Refusal, iter_records
 from training.data.split import shared_content
 
@@ -29,7 +27,7 @@ class FileStats:
         records: How many were read.
         refused: Rows that were not.
         images: How many different images the records name.
-        missing_images: Named images that cannot be opened.
+        missing_images: Named images that are not there, or by their header are no screens.
         adapters: Label to records; `UNLABELLED` counts those without.
         task_types: Task type to records.
         actions: Action to expected calls.
@@ -170,9 +168,9 @@ def _short_digest(text: str) -> bytes:
 
 
 def _size(path: Path) -> str:
-    """`WxH` from the image's header; empty where there is none to read."""
+    """`WxH` from the image's header; empty where there is none, or none of a screen."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return f"{image.width}x{image.height}"
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        width, height = image_size(path)
+    except ValueError:
         return ""
+    return f"{width}x{height}"

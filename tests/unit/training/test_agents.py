@@ -179,8 +179,8 @@ class TestReading:
         ("hint", "problem"),
         [
             ({"agent_expert": "desktop"}, "is none of a, b, c, d"),
-            ({"agent_expert": {}}, "is none of a, b, c, d"),
-            ({"agent_confidence": 0.7}, "is none of a, b, c, d"),
+            ({"agent_expert": {}}, "is no name"),
+            ({"agent_confidence": 0.7}, "is no name"),
             ({"agent_expert": "a", "agent_confidence": 1.5}, "no number in"),
             ({"agent_expert": "a", "agent_confidence": math.nan}, "no number in"),
             ({"agent_expert": "a", "agent_confidence": True}, "no number in"),

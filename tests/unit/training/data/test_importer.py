@@ -13,7 +13,7 @@ from PIL import Image
 from training.data.calls import ToolCall, format_calls
 from training.data.importer import import_data, source_of
 from training.data.labels import read_rules
-from training.data.records import read_records
+from training.data.records import new_record, read_records
 from training.data.split import LeakError
 from training.data.stats import collect_stats
 from training.run_file import digest_of
@@ -113,6 +113,7 @@ def test_rows_keep_everything_but_their_images_place(calendar, tmp_path):
         after = written[before["id"]]
         assert after.pop("adapter") == "calendar"
         assert after.pop("image") == before.pop("image").replace("images/", "images/train/")
+        assert after["metadata"].pop("source") == "train"
         assert after == before
 
 
@@ -304,6 +305,48 @@ def test_a_split_by_source_keeps_sources_whole(tmp_path):
     assert sorted(sources[0] | sources[1]) == ["part0", "part1", "part2", "part3"]
 
 
+@pytest.mark.parametrize("by_source", [False, True])
+def test_sources_that_share_their_images_are_told_apart_and_split_together(tmp_path, by_source):
+    """The user's rewritten prompts are on the screens of the original ones."""
+    folder = tmp_path / "calendar"
+    images = [f"images/screen_{number}.png" for number in range(4)]
+    for number, image in enumerate(images):
+        paint(folder / image, number)
+        paint(tmp_path / "other" / image, 50 + number)
+    for name in ("original", "rewritten"):
+        write(folder / f"{name}.jsonl", [row(f"-{name}-{n}", i) for n, i in enumerate(images)])
+    write(tmp_path / "other" / "other.jsonl", [row(f"-other-{n}", i) for n, i in enumerate(images)])
+    files = [folder / "original.jsonl", folder / "rewritten.jsonl", tmp_path / "other/other.jsonl"]
+    out = tmp_path / "out"
+    import_data(files, out, shares=HALVES, by_source=by_source)
+    records = {name: read_records(out / f"{name}.jsonl").records for name in HALVES}
+    for record in (*records["train"], *records["held_out"]):
+        assert source_of(record) == record.id.split("-")[1]
+    images_of = {name: {record.image for record in found} for name, found in records.items()}
+    assert not images_of["train"] & images_of["held_out"]
+    sources = {name: {source_of(record) for record in found} for name, found in records.items()}
+    if by_source:
+        assert sources == {"train": {"original", "rewritten"}, "held_out": {"other"}}
+
+
+def test_a_source_that_a_row_states_stays(tmp_path):
+    paint(tmp_path / "a" / "0.png", 0)
+    meta = row(0, "")["metadata"]
+    stated = [{**meta, "source": value} for value in ("rewritten", None)]
+    rows = [row(n, "0.png", metadata=metadata) for n, metadata in enumerate([*stated, meta])]
+    write(tmp_path / "a" / "rows.jsonl", rows)
+    import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
+    records = read_records(tmp_path / "out" / "train.jsonl").records
+    assert [record.metadata["source"] for record in records] == ["rewritten", "a-rows", "a-rows"]
+    assert [source_of(record) for record in records] == ["rewritten", "a-rows", "a-rows"]
+
+
+def test_an_import_from_before_sources_were_written_has_those_of_its_images():
+    before = new_record("r", "images/original/1.png", "Click", [CLICK], {})
+    assert source_of(before) == "original"
+    assert source_of(new_record("r", "1.png", "Click", [CLICK], {})) is None
+
+
 def test_further_rules_label_what_the_built_in_ones_do_not(calendar, tmp_path):
     for number in range(2):
         paint(calendar / f"images/login_{number}.png", 700 + number)
@@ -331,7 +374,7 @@ def test_what_only_an_agent_named_is_kept_for_stage_1_and_never_held_out(calenda
     assert list(imported.records) == ["train", "held_out", "hinted"]
     kept = rows_of(out, "hinted")
     assert imported.records["hinted"] == len(kept) == 4
-    assert all("adapter" not in row and row["metadata"] == unknown for row in kept)
+    assert all("adapter" not in row and row["metadata"].items() > unknown.items() for row in kept)
     assert all((out / row["image"]).is_file() for row in kept)
     held_out = {row["image"] for row in rows_of(out, "held_out")}
     assert not held_out & {row["image"] for row in kept}
@@ -366,13 +409,119 @@ def test_a_hint_that_stage_1_could_not_read_costs_its_row_alone(tmp_path):
     imported = import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
     assert [row["id"] for row in rows_of(tmp_path / "out", "hinted")] == ["r1"]
     reasons = why_left_out(imported)
-    assert sorted(reasons.values()) == [1, 2]
+    assert list(reasons.values()) == [1, 1, 1]
     assert all("agent_" in reason for reason in reasons)
 
 
-def test_hints_alone_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("hint", "reason"),
+    [
+        ({"agent_expert": "phone-app"}, "agent_expert is none of calendar; leave out"),
+        ({"agent_expert": 7}, "agent_expert is no name"),
+        ({"agent_expert": "calendar", "agent_confidence": "high"}, "agent_confidence is no number"),
+        ({"agent_confidence": 0.7}, "agent_expert is no name"),
+    ],
+)
+def test_a_labelled_row_with_a_hint_that_features_could_not_read_is_left_out(
+    calendar, tmp_path, hint, reason
+):
+    """Of records and of tests."""
+    meta = {**row(0, "")["metadata"], **hint}
+    read = {**row(0, "")["metadata"], "agent_expert": "calendar", "agent_confidence": 1}
+    rows = [
+        row(1, "images/screen_0.png"),
+        row(2, "images/screen_1.png", metadata=meta),
+        row(3, "images/screen_2.png", metadata=read),
+    ]
+    source = write(calendar / "hints.jsonl", rows)
+    test = calendar / "test" / "test.json"
+    cases = [case(n, f"images/screen_{3 + n}.png") for n in range(2)]
+    cases[1]["metadata"] |= hint
+    test.write_text(json.dumps(cases))
+    imported = import_data([source, test], tmp_path / "out", shares={"train": 1.0})
+    assert imported.records == {"train": 2, "test": 1}
+    assert imported.images == {"train": 2, "test": 1}
+    assert imported.adapters["train"] == {"calendar": 2}
+    left_out = [(s.count, s.rows) for source in imported.sources for s in source.skipped.values()]
+    assert left_out == [(1, [2]), (1, [2])]
+    assert all(reason in found for found in why_left_out(imported))
+
+
+def test_no_hint_names_an_expert_that_only_tests_have(tmp_path):
+    for number in range(3):
+        paint(tmp_path / "a" / f"{number}.png", number)
+    rows = [row(0, "0.png"), hinted(1, "1.png", agent_expert="desktop")]
+    write(tmp_path / "a" / "rows.jsonl", rows)
+    (tmp_path / "a" / "test.json").write_text(json.dumps([case(1, "2.png", adapter="desktop")]))
+    imported = import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
+    assert imported.records == {"train": 1, "hinted": 0, "test": 1}
+    assert [reason.split(";")[0] for reason in why_left_out(imported)] == [
+        "a record's agent_expert is none of calendar"
+    ]
+
+
+def test_no_hint_names_an_expert_that_is_only_held_out(tmp_path):
+    """A split by source gives one expert's source to the records that are measured on."""
+    for at, (name, adapter) in enumerate((("many", "calendar"), ("few", "desktop"))):
+        for number in range(4 if name == "many" else 1):
+            paint(tmp_path / name / f"{number}.png", 10 * at + number)
+        rows = [row(n, f"{n}.png", adapter=adapter) for n in range(4 if name == "many" else 1)]
+        write(tmp_path / name / "rows.jsonl", rows)
+    with (tmp_path / "many" / "rows.jsonl").open("a") as lines:
+        lines.write(json.dumps(hinted(9, "0.png", agent_expert="desktop")) + "\n")
+        lines.write(json.dumps(hinted(10, "1.png")) + "\n")
+    imported = import_data(
+        [tmp_path / "many", tmp_path / "few"],
+        tmp_path / "out",
+        shares={"train": 0.8, "held_out": 0.2},
+        by_source=True,
+    )
+    assert imported.records == {"train": 4, "held_out": 1, "hinted": 1}
+    assert imported.adapters["held_out"] == {"desktop": 1}
+    assert why_left_out(imported) == {
+        "a record's agent_expert is none of calendar; leave out what an agent says of other "
+        "experts": 1
+    }
+
+
+def test_a_label_whose_rows_are_all_left_out_can_be_named_by_no_hint(tmp_path):
+    for number in range(3):
+        paint(tmp_path / "a" / f"{number}.png", number)
+    rows = [
+        row(0, "0.png"),
+        {**hinted(1, "1.png", agent_expert="phone-app"), "adapter": "desktop"},
+        {**hinted(2, "2.png", agent_expert="desktop"), "adapter": "calendar"},
+    ]
+    write(tmp_path / "a" / "rows.jsonl", rows)
+    imported = import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
+    assert [row["id"] for row in rows_of(tmp_path / "out", "train")] == ["r0"]
+    assert list(why_left_out(imported).values()) == [2]
+
+
+def test_hints_that_leave_nothing_to_import_are_an_error(tmp_path):
+    paint(tmp_path / "a" / "0.png", 0)
+    rows = [{**hinted(0, "0.png", agent_expert="phone-app"), "adapter": "calendar"}]
+    write(tmp_path / "a" / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match="none of 1 rows can be imported, 1 of them because a"):
+        import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_tests_alone_are_imported_with_what_agents_said_of_them(tmp_path):
+    paint(tmp_path / "0.png", 0)
+    said = case(1, "0.png")
+    said["metadata"] |= {"agent_expert": "calendar", "agent_confidence": 0.5}
+    (tmp_path / "test.json").write_text(json.dumps([said]))
+    assert import_data([tmp_path / "test.json"], tmp_path / "out").records == {"test": 1}
+
+
+@pytest.mark.parametrize("with_tests", [False, True])
+def test_hints_alone_are_refused(tmp_path, with_tests):
     paint(tmp_path / "a" / "0.png", 0)
     write(tmp_path / "a" / "rows.jsonl", [hinted(0, "0.png")])
+    if with_tests:
+        paint(tmp_path / "a" / "1.png", 1)
+        (tmp_path / "a" / "test.json").write_text(json.dumps([case(1, "1.png")]))
     with pytest.raises(ValueError, match="an agent's hints alone cannot be checked"):
         import_data([tmp_path / "a"], tmp_path / "out", shares={"train": 1.0})
     assert not (tmp_path / "out").exists()

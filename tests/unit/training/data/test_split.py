@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.data.calls import ToolCall
-from training.data.images import content_digest, find_image, open_image
+from training.data.images import content_digest, find_image, image_size, open_image
 from training.data.records import new_record, write_records
 from training.data.split import (
     SHARES,
@@ -154,9 +154,22 @@ def test_what_is_no_whole_screen_is_not_opened(tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):
             open_image(tmp_path / name)
     Image.new("1", (9000, 8000)).save(tmp_path / "huge.png")
-    with pytest.raises(ValueError, match="larger than any screen"):
-        open_image(tmp_path / "huge.png")
-    assert open_image(tmp_path / "a.png").size == (8, 6)
+    for opened in (open_image, image_size):
+        with pytest.raises(ValueError, match="larger than any screen"):
+            opened(tmp_path / "huge.png")
+    assert open_image(tmp_path / "a.png").size == image_size(tmp_path / "a.png") == (8, 6)
+
+
+def test_a_size_is_read_from_the_header_alone(tmp_path):
+    picture(tmp_path / "a.png", "#123456")
+    whole = (tmp_path / "a.png").read_bytes()
+    # The header, and the name of the chunk behind it.
+    (tmp_path / "short.png").write_bytes(whole[:41])
+    assert image_size(tmp_path / "short.png") == (8, 6)
+    for length in (0, 20, 32):
+        (tmp_path / "short.png").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cannot be read"):
+            image_size(tmp_path / "short.png")
 
 
 def test_an_image_is_found_in_the_first_folder_and_never_outside(tmp_path):

@@ -1,5 +1,7 @@
 """What the counts say about a file beyond its totals."""
 
+import zlib
+
 import pytest
 from PIL import Image
 
@@ -56,6 +58,21 @@ def test_the_majority_is_told_and_the_rest_is_not(folder):
 
 def test_an_empty_file_tells_nothing(folder):
     assert told(write(folder / "r.jsonl", [])) == (None, None)
+
+
+def test_an_image_whose_header_is_cut_is_counted_and_ends_nothing(folder):
+    whole = (folder / "a.png").read_bytes()
+    # The header's length says 4 of its 13 bytes, and the check sum behind these is right.
+    header = b"IHDR" + whole[16:20]
+    cut = whole[:8] + (4).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    (folder / "cut.png").write_bytes(cut + whole[33:])
+    rows = [("x", "Open", "cut.png"), ("x", "Open", "a.png")]
+    first, second = (write(folder / f"{n}.jsonl", rows) for n in (1, 2))
+    found = collect_stats([first, second])
+    assert [(f.images, f.missing_images, f.image_sizes) for f in found.files] == [
+        (2, 1, {"8x6": 1}),
+    ] * 2
+    assert found.shared_images == 1
 
 
 def test_files_share_images_by_content_and_not_by_name(folder):

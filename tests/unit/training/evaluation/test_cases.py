@@ -45,6 +45,16 @@ def test_a_limit_takes_experts_in_turn_and_the_same_cases_again(tmp_path):
     assert len(read_cases(records, limit=99)) == 10
 
 
+def test_the_source_that_a_record_states_comes_before_its_images_folder(tmp_path):
+    """Several sources may have the same images, which lie in the folder of one of them."""
+    records = write_dataset(tmp_path, ("calendar",), cases=1)
+    row = json.loads(records.read_text())
+    row["metadata"]["source"] = "rewritten"
+    records.write_text(json.dumps(row) + "\n")
+    (case,) = read_cases(records)
+    assert case.source == "rewritten"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

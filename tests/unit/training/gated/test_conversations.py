@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 
 from executor_service.model.prompt import PromptBuilder
 from executor_service.model.screen import ScreenReader
-from tests.support.tiny_run import EXPERTS, TinyRun, records
+from tests.support.tiny_run import EXPERTS, TinyRun, records, write_tiny_run
 from training.conversations import Conversations, labelled_records, rows_of_step, seed_of
 from training.data.records import Record, Turn, write_records
+from training.stage2 import train_stage2
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,36 @@ class TestOrder:
 
 
 class TestRefused:
+    def test_a_damaged_image_by_its_record(self, builder: PromptBuilder, tmp_path: Path) -> None:
+        """Its header is whole, so it is not found before it is decoded."""
+        tiny = write_tiny_run(tmp_path)
+        image = tmp_path / "images" / "1.png"
+        image.write_bytes(image.read_bytes()[:-20])
+        rows = conversations(tiny, builder, labelled_records(tiny.records, EXPERTS))
+        assert rows[0].expert == 0
+        with pytest.raises(
+            ValueError, match=r"record 1-0 with images/1.png cannot be .*: The screen is damaged"
+        ):
+            rows[2]
+
+    def test_faults_that_a_run_would_meet_late_before_its_first_step(self, tmp_path: Path) -> None:
+        """And once they are mended the run begins, where it was refused."""
+        tiny, out = write_tiny_run(tmp_path), tmp_path / "run"
+        *first, last = labelled_records(tiny.records, EXPERTS)
+        image = tmp_path / last.image
+        whole = image.read_bytes()
+        faulty = dataclasses.replace(last, metadata={"changed_from": "screen 7"})
+        where = f"{last.id} with {last.image}"
+        write_records(tiny.records, [*first, faulty])
+        with pytest.raises(ValueError, match=rf"1 of 12 .* {where}: .*changed_from is no sha256"):
+            train_stage2(tiny.config(out, steps=1))
+        write_records(tiny.records, [*first, last])
+        image.write_bytes(whole[:20])
+        with pytest.raises(ValueError, match=r"2 of 12 .* 5-0 with images/5.png: .*cannot be read"):
+            train_stage2(tiny.config(out, steps=1))
+        image.write_bytes(whole)
+        assert train_stage2(tiny.config(out, steps=1)).left_out == 0
+
     def write(self, tmp_path: Path, rows: list[Record]) -> Path:
         write_records(tmp_path / "rows.jsonl", rows)
         return tmp_path / "rows.jsonl"
