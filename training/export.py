@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,15 @@ TYPED_THRESHOLDS = Thresholds(
 )
 
 
-def export_bundle(result: Stage1Result, out: Path) -> Path:
-    """Write the bundle of a trained head.
+def export_bundle(
+    result: Stage1Result, out: Path, config: Mapping[str, float | int | str] | None = None
+) -> Path:
+    """Write the bundle of a trained head; nothing is written of one that cannot be.
 
     Args:
         result: What `train_stage1` returned.
         out: Directory of the bundle; made if it is missing.
+        config: What the bundle states of how the head was trained; None: stage 1's choices.
 
     Returns:
         The directory.
@@ -56,10 +59,11 @@ def export_bundle(result: Stage1Result, out: Path) -> Path:
     judge = Judge(result.head, result.known)
     model = to_onnx(judge)
     _check_same(judge, model)
+    manifest = _manifest(result, model, config or result.config.model_dump())
     out.mkdir(parents=True, exist_ok=True)
     (out / HEAD_FILE).write_bytes(model)
     (out / SHOWN_FILE).write_bytes(result.shown.to_bytes())
-    write_manifest(_manifest(result, model), out)
+    write_manifest(manifest, out)
     return out
 
 
@@ -191,7 +195,9 @@ def _random_inputs(head: RouterHead | LayeredHead, rows: int) -> tuple[torch.Ten
     return text, vision
 
 
-def _manifest(result: Stage1Result, model: bytes) -> Manifest:
+def _manifest(
+    result: Stage1Result, model: bytes, config: Mapping[str, float | int | str]
+) -> Manifest:
     index = result.index
     cases = result.calibration.cases
     head = result.head
@@ -214,7 +220,7 @@ def _manifest(result: Stage1Result, model: bytes) -> Manifest:
             expert_set=index.expert_set,
             cases=result.cases,
             accuracy=result.accuracy,
-            config=result.config.model_dump(),
+            config=dict(config),
             tools={name: importlib.metadata.version(name) for name in ("molora", "torch", "onnx")},
             shown_sha256=hashlib.sha256(result.shown.to_bytes()).hexdigest(),
         ),

@@ -6,6 +6,7 @@ Knows the head's files and its shape; does not know how it was trained or what s
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import numpy_helper
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from router_service.core import FeatureSpec
@@ -25,6 +26,7 @@ from training.shown import ShownImages, shown_images
 HEAD_FILE = "head.safetensors"
 # Before the names of what it was shown, which lies beside the weights.
 _SHOWN = "shown."
+_DAMAGED = (SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -84,24 +86,13 @@ def load_head(directory: Path) -> SavedHead:
     path = head_path(directory)
     if path.name == MANIFEST_FILE:
         return _from_bundle(directory)
-    with safe_open(path, framework="pt") as file:
-        stated = json.loads(file.metadata()["head"])
-    temperature = stated.pop("temperature")
-    spec, names = FeatureSpec(**stated.pop("feature_spec")), tuple(stated.pop("experts"))
-    shape = HeadShape(experts=names, feature_spec=spec, **stated)
-    head, tensors = new_head(shape), load_file(path)
-    shown = {
-        name.removeprefix(_SHOWN): tensors.pop(name)
-        for name in list(tensors)
-        if name.startswith(_SHOWN)
-    }
-    if not shown:
+    try:
+        return _from_file(path)
+    except _DAMAGED as error:
         raise ValueError(
-            f"{path} does not say which images its head has learnt from: train it again with this "
-            "version"
-        )
-    head.load_state_dict(tensors)
-    return SavedHead(head, shape, ShownImages.from_tensors(shown), temperature)
+            f"{path} is damaged, or no head that this version writes: put it back, or train it "
+            "again"
+        ) from error
 
 
 def head_path(directory: Path) -> Path:
@@ -126,12 +117,47 @@ def save_head(saved: SavedHead, directory: Path) -> Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path, partial = directory / HEAD_FILE, directory / f"{HEAD_FILE}.partial"
+    partial.write_bytes(_to_bytes(saved))
+    os.replace(partial, path)
+    return path
+
+
+def head_digest(saved: SavedHead) -> str:
+    """sha256 (hex) of all that `load_head` gives, whichever files it is from.
+
+    A bundle also states what only a router reads, and may be fitted again under the same head.
+    """
+    return hashlib.sha256(_to_bytes(saved)).hexdigest()
+
+
+def _to_bytes(saved: SavedHead) -> bytes:
+    """The content of `head.safetensors`; the same head gives the same bytes."""
     stated = dataclasses.asdict(saved.shape) | {"temperature": saved.temperature}
     weights = {name: tensor.detach().cpu() for name, tensor in saved.head.state_dict().items()}
     weights |= {f"{_SHOWN}{name}": part for name, part in saved.shown.to_tensors().items()}
-    save_file(weights, partial, metadata={"head": json.dumps(stated, sort_keys=True)})
-    os.replace(partial, path)
-    return path
+    return save(weights, metadata={"head": json.dumps(stated, sort_keys=True)})
+
+
+def _from_file(path: Path) -> SavedHead:
+    """What `save_head` wrote."""
+    with safe_open(path, framework="pt") as file:
+        stated = json.loads(file.metadata()["head"])
+    temperature = stated.pop("temperature")
+    spec, names = FeatureSpec(**stated.pop("feature_spec")), tuple(stated.pop("experts"))
+    shape = HeadShape(experts=names, feature_spec=spec, **stated)
+    head, tensors = new_head(shape), load_file(path)
+    shown = {
+        name.removeprefix(_SHOWN): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith(_SHOWN)
+    }
+    if not shown:
+        raise ValueError(
+            f"{path} does not say which images its head has learnt from: train it again with this "
+            "version"
+        )
+    head.load_state_dict(tensors)
+    return SavedHead(head, shape, ShownImages.from_tensors(shown), temperature)
 
 
 def _from_bundle(directory: Path) -> SavedHead:

@@ -23,6 +23,8 @@ from training.shown import ShownImages
 
 # Of the cases: the agent's weight is fitted to the first, thresholds are proven on the rest.
 TUNING_SHARE = 0.25
+# Of fewer that share is none.
+LEAST_CASES = 3
 _BATCH_ROWS = 256
 
 
@@ -62,10 +64,21 @@ class Cases:
         )
 
     def divided(self) -> tuple[Cases, Cases]:
-        """Those to tune on and those to prove on."""
-        tuning = round(len(self) * TUNING_SHARE)
-        rows = np.arange(len(self))
-        return self[rows[:tuning]], self[rows[tuning:]]
+        """Those to tune on and those to prove on, with as large a share of the hints in both.
+
+        Raises:
+            ValueError: There are too few.
+        """
+        if len(self) < LEAST_CASES:
+            raise ValueError(
+                f"{len(self)} held-out images are too few to divide: give features of "
+                f"{LEAST_CASES} that the head has not learnt from at the least"
+            )
+        hinted, silent = (np.flatnonzero(part) for part in (self.hints.given, ~self.hints.given))
+        of_hinted = round(len(hinted) * TUNING_SHARE)
+        of_silent = round(len(self) * TUNING_SHARE) - of_hinted
+        tuning = np.sort(np.concatenate([hinted[:of_hinted], silent[:of_silent]]))
+        return self[tuning], self[np.setdiff1d(np.arange(len(self)), tuning)]
 
     def posterior(self, temperature: float) -> Floats:
         """[n, K], the head's probabilities."""

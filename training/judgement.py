@@ -22,11 +22,12 @@ from router_service.manifest import (
 from training.agents import Floats, measure_agent, pool_all, simulate
 from training.export import write_manifest
 from training.features import load_features
-from training.held_out import Cases, read_cases
+from training.held_out import LEAST_CASES, Cases, read_cases
 from training.shown import shown_images
 from training.thresholds import (
     CONFIDENCE,
     Flags,
+    check_share,
     conformal_limit,
     least_cases,
     safe_threshold,
@@ -92,15 +93,11 @@ def fit_manifest(
     """The manifest with everything fitted; arguments as for `fit_bundle`.
 
     Raises:
-        ValueError: There are too few cases to divide, or a share is none.
+        ValueError: There are too few cases to divide, or a share is not in (0, 1).
     """
-    for what, share in (("risk", max_risk), ("share of refused screens", max_refused)):
-        if not 0 < share < 1:
-            raise ValueError(f"a {what} of {share} cannot be bounded: give one in (0, 1)")
+    check_shares(max_risk, max_refused, reliability)
     cases, origin = with_hints(cases, reliability, seed)
     tuning, proof = cases.divided()
-    if not (len(tuning) and len(proof)):
-        raise ValueError(f"{len(cases)} held-out images are too few to fit anything to")
     agent = fit_agent(tuning, manifest.temperature.value, origin)
     if agent is not None and agent.source == "simulated":
         made_up = f"no record carries a hint: simulated, right {reliability:.0%} of the time"
@@ -112,6 +109,18 @@ def fit_manifest(
         abstention=_fit_abstention(cases, max_refused),
         fit=Fit(cases.dataset_digest, len(cases), max_risk, max_refused, CONFIDENCE, seed),
     )
+
+
+def check_shares(max_risk: float, max_refused: float, reliability: float | None) -> None:
+    """Refuses what `fit_bundle` would, before anything is read.
+
+    Raises:
+        ValueError: One of them is not in (0, 1).
+    """
+    check_share("risk", max_risk)
+    check_share("share of refused screens", max_refused)
+    if reliability is not None:
+        check_share("simulated agent's reliability", reliability)
 
 
 def with_hints(cases: Cases, reliability: float | None, seed: int) -> tuple[Cases, str]:
@@ -143,7 +152,10 @@ def fit_thresholds(
     the head and the pool is with the agent; and those where the pool is with the head.
     """
     if agent is None:
-        silent = Threshold(None, "fitted", "no record carries an agent's hint")
+        hinted, why = int(cases.hints.given.sum()), "no record carries an agent's hint"
+        if hinted:
+            why = f"hints on {hinted} images are too few to know the agent by: {LEAST_CASES} needed"
+        silent = Threshold(None, "fitted", why)
         return Thresholds(silent, silent, silent)
     cases = cases[np.flatnonzero(cases.hints.given)]
     each, named = np.arange(len(cases)), cases.hints.expert

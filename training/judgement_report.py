@@ -32,7 +32,13 @@ from training.pages import render
 from training.refusals import Refusals, refusal_chart, refusals
 from training.scoring import Rate
 from training.stated import plain
-from training.thresholds import OperatingPoint, RiskPoint, risk_coverage, safe_threshold
+from training.thresholds import (
+    OperatingPoint,
+    RiskPoint,
+    check_share,
+    risk_coverage,
+    safe_threshold,
+)
 
 RELIABILITIES = (0.6, 0.8, 0.95)
 TEMPLATE = Path(__file__).parent / "judgement.html.j2"
@@ -139,7 +145,11 @@ def judge(
         max_risk: For the operating points.
         seed: Of the simulated agents.
         unknown: From `read_unknown`.
+
+    Raises:
+        ValueError: There are too few cases to divide, or `max_risk` is not in (0, 1).
     """
+    check_share("risk", max_risk)
     manifest, (_, proof) = bundle.manifest, cases.divided()
     temperature = manifest.temperature.value
     posterior = proof.posterior(temperature)

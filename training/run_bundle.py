@@ -6,7 +6,6 @@ Knows caches of features, heads and bundles; trains nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ import torch
 from executor_service.core import ExpertIdentity, expert_set_digest
 from executor_service.model.adapters import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
 from executor_service.model.experts import ExpertLocation
-from router_service.bundle import MANIFEST_FILE, load_bundle
+from router_service.bundle import MANIFEST_FILE
 from router_service.core import ExpertEntry
-from training.export import export_bundle, write_manifest
+from training.export import export_bundle
 from training.features import FeatureTable, load_features
 from training.head_file import SavedHead, head_path, load_head
 from training.known_screens import KnownLooks, known_looks
 from training.run_config import RunConfig
-from training.run_file import INPUTS_FILE, RUN_FILE, digest_of
+from training.run_file import RUN_FILE
 from training.shown import ShownImages
 from training.stage1 import Stage1Result, judged, split_by_image
 from training.stage1_config import Stage1Config
@@ -88,8 +87,12 @@ def bundle_features(
     assert router.width
     assert router.dropout is not None
     stage1 = Stage1Config(seed=config.seed, width=router.width, dropout=router.dropout)
-    known = known_looks(config.known, table.index) if config.known else None
-    return BundleFeatures(table, known, stage1, split_by_image(table, stage1, shown))
+    splits = split_by_image(table, stage1, shown)
+    found = BundleFeatures(table, None, stage1, splits)
+    if config.known is None:
+        return found
+    known = known_looks(config.known, table.index, found.shown().joined(shown))
+    return dataclasses.replace(found, known=known)
 
 
 def write_bundle(
@@ -110,12 +113,15 @@ def write_bundle(
         out: The bundle's directory.
         stage: 2 or 3.
         experts: That the bundle is for.
+
+    Raises:
+        ValueError: The run's folder does not say what it was given; nothing is written.
     """
+    origin = _origin(config, stage)
     table = _for_experts(features.table, experts)
     result = judged(saved.head, table, features.splits, features.config, features.known)
     result = dataclasses.replace(result, shown=result.shown.joined(saved.shown))
-    export_bundle(result, out)
-    _state_run(out, config, stage)
+    export_bundle(result, out, origin)
     return result
 
 
@@ -150,8 +156,7 @@ def export_run(run: Path, out: Path, features: Path, known: Path | None = None) 
         _identity(name, written / name if stage == 3 else config.lora_modules[name])
         for name in saved.shape.experts
     ]
-    began = json.loads((run / INPUTS_FILE).read_text(encoding="utf-8"))
-    if stage == 2 and expert_set_digest(experts) != began["experts"]:
+    if stage == 2 and expert_set_digest(experts) != config.pinned()["experts"]:
         raise ValueError(
             "the experts have changed since the run mixed them, and its head is for those; put "
             "them back, or train it with these"
@@ -187,18 +192,19 @@ def _for_experts(table: FeatureTable, experts: Sequence[ExpertIdentity]) -> Feat
     )
 
 
-def _state_run(bundle: Path, config: RunConfig, stage: int) -> None:
-    """Puts the run in the place of stage 1 in what the bundle says of its origin."""
-    manifest = load_bundle(bundle).manifest
-    stated: dict[str, float | int | str] = {
+def _origin(config: RunConfig, stage: int) -> dict[str, float | int | str]:
+    """What the bundle says of the run; of the records, what they were when it began.
+
+    Raises:
+        ValueError: The run's folder does not say.
+    """
+    return {
         "stage": stage,
         "seed": config.seed,
-        "records": digest_of(config.records),
+        "records": config.pinned()["records"],
         "dropout": config.router.dropout or 0.0,
         **dict(_flat(config.model_dump(mode="json", include=set(_STATED)))),
     }
-    provenance = dataclasses.replace(manifest.provenance, config=stated)
-    write_manifest(dataclasses.replace(manifest, provenance=provenance), bundle)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int | str]]:

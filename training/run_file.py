@@ -20,6 +20,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 RUN_FILE = "run.yaml"
 INPUTS_FILE = "inputs.json"
 
+# Among what a run was given: how many processes it is shared out over.
+PROCESSES = "processes"
+
 AnyRun = TypeVar("AnyRun", bound="Run")
 
 
@@ -94,11 +97,12 @@ class Run(BaseSettings):
         What a run that never got to learn left there is replaced.
 
         Raises:
-            ValueError: The folder holds a run with another configuration.
+            ValueError: The folder holds a run with another configuration, or one that cannot be
+                read.
         """
         path = self.out / RUN_FILE
         if path.exists():
-            held = yaml.safe_load(path.read_text(encoding="utf-8"))
+            held = _read_mapping(path)
             # A folder may have been moved, or be named another way.
             changed = sorted(set(_different(held, self.written())) - {"out"})
             if not changed:
@@ -115,23 +119,54 @@ class Run(BaseSettings):
         """Writes down what the run was given, or checks that it is given the same again.
 
         Args:
-            inputs: Digests by name; a path says nothing of what is there.
+            inputs: Digests by name, because a path says nothing of what is there; and `PROCESSES`.
 
         Raises:
-            ValueError: The run began with something else.
+            ValueError: The run began with something else, or does not say with what.
         """
         path = self.out / INPUTS_FILE
         if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
+            held = self.pinned()
             changed = sorted(_different(held, dict(inputs)))
             if not changed:
                 return
             if self._begun():
-                raise ValueError(
-                    f"{', '.join(changed)} changed since the run in {self.out} began; "
-                    "give another folder, or what it began with"
-                )
+                raise ValueError(self._refusal(held, inputs, changed))
         write_whole(path, json.dumps(dict(inputs), indent=2, sort_keys=True) + "\n")
+
+    def pinned(self) -> dict[str, str]:
+        """What the run was given, as `pin` wrote it down.
+
+        Raises:
+            ValueError: The folder does not say.
+        """
+        path = self.out / INPUTS_FILE
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read: put it back, or give another folder"
+            ) from error
+        if not isinstance(held, dict):
+            raise ValueError(f"{path} is no mapping: put it back, or give another folder")
+        return held
+
+    def _refusal(
+        self, held: Mapping[str, str], inputs: Mapping[str, str], changed: Sequence[str]
+    ) -> str:
+        """Why a run does not go on, and what to do."""
+        if unsaid := sorted(set(inputs) - set(held)):
+            return (
+                f"the run in {self.out} was begun by a version that did not write down its "
+                f"{', '.join(unsaid)}; give another folder, or go on with that version"
+            )
+        again = "what it began with"
+        if changed == [PROCESSES]:
+            again = f"run it with torchrun --nproc-per-node {held[PROCESSES]}"
+        return (
+            f"{', '.join(changed)} changed since the run in {self.out} began; "
+            f"give another folder, or {again}"
+        )
 
     def _begun(self) -> bool:
         """Whether the folder holds more than what a run is told."""
@@ -159,9 +194,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no YAML: give a run's configuration") from error
+        raise ValueError(f"{path} is no YAML: put it right, or give another") from error
     if not (isinstance(content, dict) and all(isinstance(name, str) for name in content)):
-        raise ValueError(f"{path} is no mapping: write `name: value` lines")
+        raise ValueError(f"{path} is no mapping: write `name: value` lines, or give another")
     return content
 
 

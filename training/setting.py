@@ -25,14 +25,14 @@ from training.feature_index import index_digest
 from training.head_file import (
     HeadShape,
     SavedHead,
-    head_path,
+    head_digest,
     load_head,
     new_head,
 )
 from training.heads import LayeredHead, RouterHead
 from training.processes import on_cpu
 from training.run_config import Router, RunConfig
-from training.run_file import digest_of
+from training.run_file import PROCESSES, digest_of
 from training.shown import ShownImages
 
 NEW_HEAD = Router(
@@ -91,9 +91,11 @@ def prepare(config: RunConfig) -> Setting:
                 "model": model.base_digest,
                 "experts": experts.digest,
                 "records": digest_of(config.records),
-                "start": digest_of(head_path(config.start)) if config.start else "",
+                "start": head_digest(anchor) if anchor else "",
                 "features": index_digest(config.features),
                 "known": index_digest(config.known),
+                # Each has noise of its own.
+                PROCESSES: str(accelerator.num_processes),
             }
         )
     if config.gradient_checkpointing:

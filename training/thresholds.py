@@ -57,6 +57,20 @@ class RiskPoint:
     bound: float
 
 
+def check_share(what: str, share: float) -> None:
+    """Refuses a share that is none of something, or all of it.
+
+    Args:
+        what: Names it.
+        share: To be in (0, 1).
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"a {what} of {share:g} is out of range: give one in (0, 1)")
+
+
 def clopper_pearson_upper(mistakes: int, cases: int, confidence: float = CONFIDENCE) -> float:
     """Upper end of the exact one-sided interval of a rate (Clopper and Pearson 1934).
 

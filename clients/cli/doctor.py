@@ -103,10 +103,10 @@ class _Examination:
             self.findings.append(error.finding)
 
     def _executor_settings(self) -> ExecutorSettings | None:
-        from executor_service.settings import ExecutorSettings
-
         if not self._add(checks.check_versions("executor")):
             return None
+        from executor_service.settings import ExecutorSettings
+
         settings = self._common(ExecutorSettings, "executor")
         if isinstance(settings, ExecutorSettings):
             if self._add(checks.check_model_files(settings)):
@@ -117,10 +117,10 @@ class _Examination:
         return None
 
     def _router_settings(self) -> RouterSettings | None:
-        from router_service.settings import RouterSettings
-
         if not self._add(checks.check_versions("router")):
             return None
+        from router_service.settings import RouterSettings
+
         settings = self._common(RouterSettings, "router")
         if isinstance(settings, RouterSettings):
             self._add(checks.check_bundle_files(settings))

@@ -102,6 +102,11 @@ def evaluate(
     if bundle is not None and router is not None and features is None:
         raise typer.BadParameter("the router that --router names has a bundle of its own")
     live = records is not None or features is None
+    if fit_thresholds and live and router is not None:
+        raise typer.BadParameter(
+            "--fit-thresholds makes another bundle than the one that --router serves: fit without "
+            "RECORDS, and serve the fitted one"
+        )
     if study is not None and not (report and live):
         raise typer.BadParameter("--study goes into the page of cases that are answered: --report")
     asked = Asked(
@@ -110,10 +115,15 @@ def evaluate(
         token_file,
     )  # fmt: skip
     with refused_input():
+        if features is not None:
+            _check_shares(max_risk, max_refused, simulated_agent)
         evaluation.make_folders(json_file, report)
         ablations = _ablations(study) if study else None
     judgement, page = None, None
     if features is not None:
+        # A report is of one router; without live answers a bundle that is named may be any.
+        if live or bundle is None:
+            evaluation.check_served(asked, as_json=json_file == STDOUT)
         if draw:
             evaluation.draw(asked, features, draw, as_json=json_file == STDOUT)
         judgement, page = _judge(
@@ -135,6 +145,12 @@ def evaluate(
         _show(judgement)
     if page:
         output.console.print(f"report in {page}", markup=False)
+
+
+def _check_shares(max_risk: float, max_refused: float, reliability: float | None) -> None:
+    from training.judgement import check_shares
+
+    check_shares(max_risk, max_refused, reliability)
 
 
 def _ablations(study: Path) -> Table:

@@ -18,6 +18,7 @@ from clients.cli.services import asked_services, check_both
 from molora_client import AsyncMolora, Molora, Tls
 
 if TYPE_CHECKING:
+    from router_service.bundle import Bundle
     from training.evaluation.core import Case
     from training.evaluation.evaluation import Evaluation
     from training.evaluation.run import Run
@@ -40,7 +41,8 @@ class Asked:
         records: None for the miniature's held-out ones.
         cases: At most so many; None for all.
         router: Address; with `executor` or not at all.
-        bundle: Of the router that is started where there are no addresses.
+        bundle: That is judged, and of the router that is started where there are no addresses;
+            None for the miniature's.
         runs: Folders of training runs to tabulate.
         concurrency: Cases at once; None for as many as the executor has slots.
     """
@@ -88,6 +90,32 @@ def evaluate_live(asked: Asked, *, as_json: bool) -> Evaluation:
     return evaluated(run, runs)
 
 
+def check_served(asked: Asked, *, as_json: bool) -> None:
+    """Holds the bundle that is to be judged against the one that the running router serves.
+
+    Args:
+        asked: Its bundle is judged; without a router's address there is nothing to hold it against.
+        as_json: Print a failed call as JSON too.
+
+    Raises:
+        typer.Exit: 2 for another bundle or none, 64 + the gRPC code for a failed call.
+    """
+    if asked.router is None:
+        return
+    with (
+        failed_calls(as_json),
+        refused_input(),
+        Molora(asked.router, token=asked.token, tls=asked.tls, timeout_s=asked.timeout_s) as client,
+    ):
+        served, judged = client.router_info().router_version, _bundle(asked).version
+        if served != judged:
+            raise ValueError(
+                f"the router at {asked.router} serves the bundle {served[:12]}, and "
+                f"{asked.bundle or 'the miniature'} is {judged[:12]}: name the folder of the "
+                "served one with --bundle, or ask a router that serves this one"
+            )
+
+
 def draw(asked: Asked, folder: Path, images: int, *, as_json: bool) -> None:
     """Draws screens that the bundle is to be judged on, and extracts their features.
 
@@ -101,46 +129,43 @@ def draw(asked: Asked, folder: Path, images: int, *, as_json: bool) -> None:
         typer.Exit: 2 for a folder, a bundle or experts that cannot be used, 64 + the gRPC code for
             a failed call, 1 if the services did not start.
     """
-    from router_service.bundle import load_bundle
-    from router_service.errors import BundleError
-    from router_service.settings import EMBEDDED_BUNDLE
     from training.judged_screens import judged_screens
 
     with failed_calls(as_json), refused_input():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty: leave out --draw, or choose a new folder")
-        try:
-            bundle = load_bundle(asked.bundle or EMBEDDED_BUNDLE)
-            with (
-                asked_services(asked.router, asked.executor, asked.bundle) as addresses,
-                Molora(
-                    executor=addresses.executor,
-                    token=asked.token,
-                    tls=asked.tls,
-                    timeout_s=asked.timeout_s,
-                ) as client,
-            ):
-                judged_screens(
-                    folder,
-                    client,
-                    [expert.name for expert in bundle.manifest.experts],
-                    images=images,
-                    seed=asked.seed + DRAWN_SEED_OFFSET,
-                    progress=not as_json,
-                )
-        except BundleError as error:
-            raise ValueError(str(error)) from None
+        experts = [expert.name for expert in _bundle(asked).manifest.experts]
+        with (
+            asked_services(asked.router, asked.executor, asked.bundle) as addresses,
+            Molora(
+                executor=addresses.executor,
+                token=asked.token,
+                tls=asked.tls,
+                timeout_s=asked.timeout_s,
+            ) as client,
+        ):
+            judged_screens(
+                folder,
+                client,
+                experts,
+                images=images,
+                seed=asked.seed + DRAWN_SEED_OFFSET,
+                progress=not as_json,
+            )
 
 
 def make_folders(json_file: Path | None, report: Path | None) -> None:
     """Makes what will be written into, before a long run finds out that it cannot.
 
     Raises:
+        ValueError: A file cannot be written there.
         OSError: A folder cannot be made.
     """
-    for folder in (json_file and json_file.parent, report):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+    from training.outputs import check_writable
+
+    for file in (json_file, report and report / PAGE):
+        if file is not None and file != STDOUT:
+            check_writable(file)
 
 
 def write_page(
@@ -150,19 +175,28 @@ def write_page(
 
     Returns:
         The page.
+
+    Raises:
+        typer.Exit: 2 if it cannot be written.
     """
     from training.evaluation.report import write_report
 
-    write_report(folder / PAGE, evaluation, judgement, ablations)
+    with refused_input():
+        write_report(folder / PAGE, evaluation, judgement, ablations)
     return folder / PAGE
 
 
 def write_json(file: Path, value: object) -> None:
-    """Writes a JSON file; `-` is stdout."""
+    """Writes a JSON file; `-` is stdout.
+
+    Raises:
+        typer.Exit: 2 if it cannot be written.
+    """
     if file == STDOUT:
         output.print_json(value)
         return
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with refused_input():
+        file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def show(evaluation: Evaluation) -> None:
@@ -198,6 +232,22 @@ def show(evaluation: Evaluation) -> None:
         f"{whole.vacuous} vacuous",
         markup=False,
     )
+
+
+def _bundle(asked: Asked) -> Bundle:
+    """The bundle that is judged.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    from router_service.bundle import load_bundle
+    from router_service.errors import BundleError
+    from router_service.settings import EMBEDDED_BUNDLE
+
+    try:
+        return load_bundle(asked.bundle or EMBEDDED_BUNDLE)
+    except BundleError as error:
+        raise ValueError(str(error)) from None
 
 
 def _rate(name: str, rate: Rate | None) -> list[Any]:

@@ -24,7 +24,8 @@ Written by `python -m clients.cli.reference`; a test compares it with the code.
 
 A flag is over its variable, that over the file of `--config` (YAML, the names below as keys), that
 over the default. `--check-config` checks and exits, `--print-config` prints what is in force,
-`--help` lists all of it. A setting that cannot be used ends the server with exit code 2.
+`--help` lists all of it. A setting that cannot be used ends the server with exit code 2, one that
+does not fit the model, the device or the bundle with 3.
 """
 
 

@@ -19,6 +19,7 @@ import typer
 from clients.cli import connection, output
 from clients.cli.connection import Executor, Router, TlsCa, TlsCert, TokenFile
 from clients.cli.exits import BAD_INPUT
+from clients.cli.extras import WEB, needing
 
 if TYPE_CHECKING:
     from training.demo.server import ServerProcess
@@ -100,15 +101,9 @@ def web(
     --services-key and --token-file for the services.
     """
     upstream_tls = connection.client_tls(tls_ca, services_cert, services_key)
-    try:
+    with needing("web", WEB):
         from clients.web.server import PortNotAvailable, run
         from clients.web.settings import SettingsError, WebSettings
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in ("starlette", "uvicorn"):
-            raise
-        output.error(f"{missing} is not installed: pip install 'molora[web]'")
-        raise typer.Exit(1) from None
     try:
         settings = WebSettings(
             router=router,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from clients.cli import ask, bench, data, doctor, evaluate, experts, export, serve, train
+from clients.cli.extras import TrainingCommand, TrainingGroup
 
 app = typer.Typer(
     help="Mixtures of LoRA experts on Qwen3-VL: serve, ask, and train them.",
@@ -18,9 +19,9 @@ app.command("route")(ask.route)
 app.command("predict")(ask.predict)
 app.command("generate")(ask.generate)
 app.add_typer(experts.app, name="experts")
-app.add_typer(data.app, name="data")
-app.add_typer(train.app, name="train")
-app.command("evaluate")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("bench")(bench.bench)
+app.add_typer(data.app, name="data", cls=TrainingGroup)
+app.add_typer(train.app, name="train", cls=TrainingGroup)
+app.command("evaluate", cls=TrainingCommand)(evaluate.evaluate)
+app.command("export", cls=TrainingCommand)(export.export)
+app.command("bench", cls=TrainingCommand)(bench.bench)
 app.command("doctor")(doctor.doctor)

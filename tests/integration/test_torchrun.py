@@ -91,6 +91,9 @@ def test_two_processes_learn_what_one_learns(
     # One object, from the first process alone.
     assert set(json.loads(printed)["experts"]) == learnt
     same = ["--config", str(tmp_path / "2" / "run.yaml"), "--out", str(tmp_path / "1")]
+    # With another number of processes it would be another run.
+    with pytest.raises(ValueError, match="or run it with torchrun --nproc-per-node 2"):
+        stage(RunConfig.read(same[:2], f"molora train {verb}"))
     stage(RunConfig.read(same, f"molora train {verb}"))
     one, two = (
         [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]

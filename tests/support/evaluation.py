@@ -103,11 +103,12 @@ def result_of(
     )
 
 
-def knowing(stub: StubServices, experts: Sequence[str] = EXPERTS) -> None:
+def knowing(stub: StubServices, experts: Sequence[str] = EXPERTS, version: str = "") -> None:
     """Make services that route by the first word of the text, or else by the screen.
 
     An answer is right if more than half of the gates are those of the expert that the text names;
-    the screen's context is called after its expert's colour, as the text without words is.
+    the screen's context is called after its expert's colour, as the text without words is. The
+    router's bundle is of this version.
     """
     screens = {_pixels(COLOURS[name]): name for name in experts}
 
@@ -121,7 +122,9 @@ def knowing(stub: StubServices, experts: Sequence[str] = EXPERTS) -> None:
             yield executor_pb2.GetServerInfoResponse(expert_set=EXPERT_SET, limits=limits)
         elif method == "GetRouterInfo":
             known = [types_pb2.ExpertIdentity(name=name, digest="d" * 64) for name in experts]
-            yield router_pb2.GetRouterInfoResponse(experts=known, temperature=1.0, serving=True)
+            yield router_pb2.GetRouterInfoResponse(
+                router_version=version, experts=known, temperature=1.0, serving=True
+            )
         else:
             yield from StubServices.healthy(stub, method, request)
 

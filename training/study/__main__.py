@@ -20,8 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from executor_service.errors import NotLoadable
+from router_service.errors import BundleError
+from service_chassis.errors import ServiceError
 from training.demo.server import ServerFailed
-from training.features import load_features
+from training.feature_index import index_digest, read_index
+from training.outputs import check_writable
 from training.run_file import digest_of
 from training.study.choices import DEFAULT_CONFIG, Spec
 from training.study.kept import Kept
@@ -30,6 +34,7 @@ from training.study.screens import Sizes
 from training.study.study import PARTS, Plan, Study
 
 console = Console(stderr=True)
+_REFUSALS = (ValueError, OSError, NotLoadable, BundleError, ServiceError, ServerFailed)
 
 
 def main() -> None:
@@ -44,13 +49,13 @@ def main() -> None:
         steps=arguments.steps,
         features=arguments.features,
     )
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     try:
+        check_writable(arguments.json)
         found = Study(plan, Kept(plan.work / "steps", _given(plan)), _shown).run(arguments.parts)
-    except (ValueError, ServerFailed) as error:
+        found["command"] = shlex.join(["python", "-m", "training.study", *sys.argv[1:]])
+        _write(arguments.json, found)
+    except _REFUSALS as error:
         sys.exit(f"study: {error}")
-    found["command"] = shlex.join(["python", "-m", "training.study", *sys.argv[1:]])
-    _write(arguments.json, found)
     _show(found)
 
 
@@ -59,16 +64,24 @@ def _given(plan: Plan) -> dict[str, Any]:
 
     The number of cases is none of it: heads do not depend on it. Of the code only its
     defaults are: after another change give another folder.
+
+    Raises:
+        ValueError: The base or the cache cannot be used.
     """
+    weights = plan.model / "model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{plan.model} holds no {weights.name}: give the checkpoint of a base")
+    if plan.features is not None:
+        read_index(plan.features)
     files = sorted(plan.experts.rglob("*.safetensors"))
     learnt = {name: size for name, size in asdict(plan.sizes).items() if name != "cases"}
     return {
-        "model": digest_of(plan.model / "model.safetensors"),
+        "model": digest_of(weights),
         "experts": {str(path.relative_to(plan.experts)): digest_of(path) for path in files},
         "seeds": list(plan.seeds),
         "sizes": learnt,
         "steps": plan.steps,
-        "features": plan.features and load_features(plan.features).index.dataset_digest,
+        "features": plan.features and index_digest(plan.features),
         "default features": asdict(Spec()),
         "default head": DEFAULT_CONFIG.model_dump(),
     }

@@ -3,6 +3,7 @@
 import datetime
 import json
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,15 @@ def test_versions(service, monkeypatch):
     assert "numpy>=1.26 (0.1)" in found.found
     assert ("transformers" in found.found) == (service == "executor"), "99 is above its limit"
     assert found.remedy == f"pip install 'molora[{service}]'"
+
+
+@pytest.mark.parametrize("service", ["router", "executor"])
+def test_without_the_extra_no_room_is_imported(molora, service, monkeypatch):
+    monkeypatch.setattr(checks, "_installed", {}.get)
+    monkeypatch.setitem(sys.modules, f"{service}_service.settings", None)
+    done = molora("doctor", service)
+    assert done.exit_code == 1
+    assert f"{service}: packages: pip install 'molora[{service}]'" in done.output
 
 
 def test_settings(monkeypatch):

@@ -54,10 +54,24 @@ def test_a_folder_that_is_no_cache_and_one_that_is_no_bundle(molora, bundle, fea
     assert "router.json cannot be read" in done.stderr
 
 
-def test_a_risk_that_cannot_be_bounded(molora, bundle, features):
+@pytest.mark.parametrize("fit", [(), ("--fit-thresholds",)])
+@pytest.mark.parametrize("flag", ["--max-risk", "--max-refused", "--simulated-agent"])
+@pytest.mark.parametrize("share", [0, 1, -0.5])
+def test_a_share_that_is_none(molora, bundle, tmp_path, fit, flag, share):
+    """Before anything is read: not even the features are there."""
+    before = load_bundle(bundle)
     done = molora(
-        *("evaluate", "--features", features, "--bundle", bundle, "--fit-thresholds"),
-        *("--max-risk", 0),
+        *("evaluate", "--features", tmp_path / "none", "--bundle", bundle, *fit, flag, share)
     )
     assert done.exit_code == 2
-    assert "give one in (0, 1)" in done.stderr
+    assert f" of {share} is out of range: give one in (0, 1)" in done.stderr
+    assert load_bundle(bundle) == before
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_too_few_images(molora, bundle, tmp_path, images):
+    few = write_calibrated(tmp_path / "few", images=images)
+    done = molora("evaluate", "--features", few, "--bundle", bundle)
+    assert done.exit_code == 2
+    assert f"{images} held-out images are too few" in done.stderr
+    assert "give features of 3" in done.stderr

@@ -4,7 +4,11 @@ import json
 
 import grpc
 import pytest
+import typer
 
+from clients.cli import evaluation
+from router_service.bundle import load_bundle
+from router_service.settings import EMBEDDED_BUNDLE
 from tests.support.evaluation import knowing, write_dataset
 from tests.support.feature_cache import state_shown, write_calibrated
 from tests.support.router_bundle import head_model, write_bundle
@@ -62,9 +66,14 @@ def test_without_addresses_the_services_are_started(molora, asked, stub, monkeyp
     assert given == [tmp_path]
 
 
-def test_the_judgement_of_a_bundle_beside_it(molora, asked, tmp_path):
+@pytest.fixture
+def bundle(tmp_path):
     model = head_model(distance="distance").SerializeToString()
-    bundle = state_shown(write_bundle(tmp_path / "router", model))
+    return state_shown(write_bundle(tmp_path / "router", model))
+
+
+def test_the_judgement_of_a_bundle_beside_it(molora, asked, stub, bundle, tmp_path):
+    knowing(stub, version=load_bundle(bundle).version)
     features = write_calibrated(tmp_path / "features", images=200)
     folder = tmp_path / "report"
     done = molora(
@@ -78,11 +87,59 @@ def test_the_judgement_of_a_bundle_beside_it(molora, asked, tmp_path):
     assert (folder / "judgement.html").is_file()
 
 
-def test_screens_to_judge_on_are_drawn_first(molora, stub, monkeypatch, tmp_path):
+def test_a_report_is_of_one_router(molora, asked, stub, bundle, tmp_path):
+    """The bundle that is judged is the one that the router serves, or nothing is asked."""
+    knowing(stub, version="abc" * 20)
+    features = write_calibrated(tmp_path / "features", images=200)
+    embedded = load_bundle(EMBEDDED_BUNDLE).version
+    for named, judged in (((), f"the miniature is {embedded[:12]}"), (("--bundle", bundle), "is ")):
+        report = tmp_path / "report"
+        done = molora(*asked, "--features", features, *named, "--report", report)
+        assert done.exit_code == 2
+        assert f"serves the bundle {('abc' * 20)[:12]}" in done.stderr
+        assert judged in done.stderr
+        assert "--bundle" in done.stderr
+        assert not list(report.iterdir())
+    assert {call.method for call in stub.calls} == {"GetRouterInfo"}
+    # Without records, a bundle that is named is judged alone; without one it is the router's.
+    alone = ("evaluate", *asked[2:], "--features", features)
+    assert molora(*alone, "--bundle", bundle).exit_code == 0
+    assert molora(*alone).exit_code == 2
+
+
+def test_what_is_fitted_is_not_served_yet(molora, asked, stub, bundle, tmp_path):
+    before = load_bundle(bundle)
+    knowing(stub, version=before.version)
+    features = write_calibrated(tmp_path / "features", images=200)
+    done = molora(*asked, "--features", features, "--bundle", bundle, "--fit-thresholds")
+    assert done.exit_code == 2
+    assert "serve the fitted one" in " ".join(done.stderr.replace("│", " ").split())
+    assert load_bundle(bundle) == before
+    assert not stub.calls
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_asked(molora, asked, stub, tmp_path):
+    (tmp_path / "report" / "evaluation.html").mkdir(parents=True)
+    for flags in (("--json", tmp_path), ("--report", tmp_path / "report")):
+        done = molora(*asked, *flags)
+        assert done.exit_code == 2
+        assert "is a folder: name a file" in done.stderr
+    done = molora("bench", *asked[1:], "--json", tmp_path)
+    assert done.exit_code == 2
+    assert "is a folder: name a file" in done.stderr
+    assert not stub.calls
+
+
+def test_what_cannot_be_written_any_more(tmp_path, capsys):
+    with pytest.raises(typer.Exit) as ended:
+        evaluation.write_json(tmp_path, {})
+    assert ended.value.exit_code == 2
+    assert "Is a directory" in capsys.readouterr().err
+
+
+def test_screens_to_judge_on_are_drawn_first(molora, stub, bundle, monkeypatch, tmp_path):
     from training import judged_screens
 
-    model = head_model(distance="distance").SerializeToString()
-    bundle = state_shown(write_bundle(tmp_path / "router", model))
     drawn = []
 
     def draw(folder, executor, experts, **given):

@@ -16,9 +16,10 @@ from router_service.weights import pool
 from tests.support import router_bundle
 from tests.support.feature_cache import state_shown
 from tests.support.feature_cache import write_calibrated as write_cache
+from training.agents import Hints
 from training.features import load_features
 from training.held_out import Cases
-from training.judgement import fit_bundle, read_bundle_cases
+from training.judgement import fit_bundle, fit_manifest, read_bundle_cases
 from training.judgement_report import Judgement, judge, write_judgement
 from training.shown import SHOWN_FILE, ShownImages
 
@@ -33,6 +34,13 @@ def bundle(tmp_path: Path) -> Path:
 
 def cases_of(bundle: Path, cache: Path, seed: int = 0) -> Cases:
     return read_bundle_cases(bundle, cache, seed)[1]
+
+
+def hinted(cases: Cases, rows: slice) -> Cases:
+    """The cases with an agent that is right about some of them, and silent on the others."""
+    expert = np.full(len(cases), -1)
+    expert[rows] = cases.labels[rows]
+    return dataclasses.replace(cases, hints=Hints(expert, np.full(len(cases), np.nan)))
 
 
 class TestCases:
@@ -96,6 +104,34 @@ class TestCases:
         assert ((turned.hints.expert == turned.labels) == right).all()
         silent = cases_of(bundle, write_cache(tmp_path / "c", images=40))
         assert not silent.hints.given.any()
+
+    @pytest.mark.parametrize("rows", [slice(0, 40), slice(20, 41), slice(38, 80), slice(79, 80)])
+    def test_both_parts_have_their_share_of_the_hints(
+        self, bundle: Path, tmp_path: Path, rows: slice
+    ) -> None:
+        """Wherever they are; each case is in one part."""
+        cases = hinted(cases_of(bundle, write_cache(tmp_path / "cache", images=80)), rows)
+        given = int(cases.hints.given.sum())
+        tuning, proof = cases.divided()
+        assert (len(tuning), len(proof)) == (20, 60)
+        assert int(tuning.hints.given.sum()) == round(given / 4)
+        assert cases.distance is not None
+        assert tuning.distance is not None
+        assert proof.distance is not None
+        both = [*tuning.distance, *proof.distance]
+        assert sorted(both) == sorted(cases.distance)
+
+    @pytest.mark.parametrize("images", [1, 2])
+    def test_too_few_to_divide(self, bundle: Path, tmp_path: Path, images: int) -> None:
+        cases = cases_of(bundle, write_cache(tmp_path / "cache", images=3))
+        few = cases[np.arange(images)]
+        with pytest.raises(ValueError, match=f"{images} held-out images .* give features of 3"):
+            few.divided()
+        with pytest.raises(ValueError, match="too few to divide"):
+            judge(load_bundle(bundle), few, max_risk=0.05)
+        tuning, proof = cases.divided()
+        assert (len(tuning), len(proof)) == (1, 2)
+        assert judge(load_bundle(bundle), cases, max_risk=0.05).cases == 2
 
     def test_other_features_and_other_experts(self, bundle: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not what the bundle's head reads"):
@@ -171,6 +207,21 @@ class TestFit:
         assert manifest.abstention is not None
         assert manifest.abstention.threshold is not None
 
+    def test_an_agent_that_said_nothing_on_the_first_cases(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        cases = cases_of(bundle, write_cache(tmp_path / "cache", images=80))
+        shares = {"max_risk": 0.05, "max_refused": 0.05, "reliability": None, "seed": 0}
+        manifest = load_bundle(bundle).manifest
+        agent = fit_manifest(manifest, hinted(cases, slice(20, 80)), **shares).agent
+        assert agent is not None
+        assert agent.why.startswith("15 of 15 measured hints were right")
+        few = fit_manifest(manifest, hinted(cases, slice(20, 22)), **shares)
+        assert few.agent is None
+        assert few.thresholds.agent_fast_path.why == (
+            "hints on 2 images are too few to know the agent by: 3 needed"
+        )
+
     def test_hints_of_the_records_go_before_a_simulation(
         self, bundle: Path, tmp_path: Path
     ) -> None:
@@ -215,10 +266,15 @@ class TestFit:
     @pytest.mark.parametrize("max_risk", [0.0, 1.0, -1.0, math.nan])
     def test_no_risk(self, bundle: Path, tmp_path: Path, max_risk: float) -> None:
         before = load_bundle(bundle)
-        with pytest.raises(ValueError, match="cannot be bounded"):
-            fit_bundle(bundle, write_cache(tmp_path / "cache"), max_risk=max_risk, max_refused=0.05)
-        with pytest.raises(ValueError, match="share of refused screens of"):
-            fit_bundle(bundle, tmp_path / "cache", max_risk=0.05, max_refused=max_risk)
+        cache = write_cache(tmp_path / "cache")
+        with pytest.raises(ValueError, match=r"a risk of .* give one in \(0, 1\)"):
+            fit_bundle(bundle, cache, max_risk=max_risk, max_refused=0.05)
+        with pytest.raises(ValueError, match="a share of refused screens of"):
+            fit_bundle(bundle, cache, max_risk=0.05, max_refused=max_risk)
+        with pytest.raises(ValueError, match="a simulated agent's reliability of"):
+            fit_bundle(bundle, cache, max_risk=0.05, max_refused=0.05, reliability=max_risk)
+        with pytest.raises(ValueError, match="a risk of"):
+            judge(before, cases_of(bundle, cache), max_risk)
         assert load_bundle(bundle) == before
 
     def test_one_image(self, bundle: Path, tmp_path: Path) -> None:

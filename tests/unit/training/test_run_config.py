@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,49 @@ def test_a_run_that_never_got_to_learn_may_be_corrected(tmp_path: Path) -> None:
         wrong.save()
     with pytest.raises(ValueError, match="records changed since"):
         right.pin({"records": "b"})
+
+
+def test_a_run_goes_on_in_as_many_processes(tmp_path: Path) -> None:
+    run, inputs = read("--out", str(tmp_path)), {"records": "a", "processes": "2"}
+    run.pin(inputs)
+    (tmp_path / "state").mkdir()
+    run.pin(inputs)
+    again = "another folder, or run it with torchrun --nproc-per-node 2"
+    with pytest.raises(ValueError, match=f"processes changed since the run .* {again}"):
+        run.pin({**inputs, "processes": "1"})
+    with pytest.raises(ValueError, match=r"processes, records changed .* or what it began with"):
+        run.pin({"records": "b", "processes": "1"})
+
+
+def test_a_run_of_a_version_that_wrote_down_less(tmp_path: Path) -> None:
+    run = read("--out", str(tmp_path))
+    run.pin({"records": "a"})
+    run.pin({"records": "a", "processes": "1"})
+    run.pin({"records": "a"})
+    (tmp_path / "state").mkdir()
+    with pytest.raises(ValueError, match="did not write down its processes; give another folder"):
+        run.pin({"records": "a", "processes": "1"})
+    assert run.pinned() == {"records": "a"}
+
+
+@pytest.mark.parametrize("content", ["a: [", "- a\n"])
+def test_a_damaged_file_of_the_run(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.yaml is no (YAML|mapping).* or give another"):
+        read("--out", str(tmp_path)).save()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_what_the_run_began_with_is_lost(tmp_path: Path, content: str | None) -> None:
+    run = read("--out", str(tmp_path))
+    if content is not None:
+        (tmp_path / "inputs.json").write_text(content)
+        with pytest.raises(ValueError, match=r"inputs\.json .* put it back"):
+            run.pin({"records": "a"})
+    with pytest.raises(ValueError, match=r"inputs\.json .* put it back"):
+        run.pinned()
+    (tmp_path / "inputs.json").write_text(json.dumps({"records": "a"}))
+    assert run.pinned() == {"records": "a"}
 
 
 def test_a_folder_may_be_moved(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from router_service.core import FeatureSpec
-from training.head_file import HeadShape, SavedHead, load_head, new_head, save_head
+from training.head_file import (
+    HeadShape,
+    SavedHead,
+    head_digest,
+    load_head,
+    new_head,
+    save_head,
+)
 from training.heads import LayeredHead, RouterHead
 from training.shown import ShownImages
 
@@ -73,6 +82,49 @@ def test_a_head_that_does_not_say_what_it_learnt_from(tmp_path: Path) -> None:
     save_file(tensors, file, metadata=stated)
     with pytest.raises(ValueError, match="train it again with this version"):
         load_head(tmp_path)
+
+
+def test_a_damaged_head(tmp_path: Path) -> None:
+    file = save_head(SavedHead(new_head(SHAPE), SHAPE, ShownImages.of({"train": [3]})), tmp_path)
+    whole = file.read_bytes()
+    with safe_open(file, framework="pt") as held:
+        stated = held.metadata()
+    tensors = load_file(file)
+    for content in (b"", whole[:-8], whole[8:]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"head\.safetensors is damaged"):
+            load_head(tmp_path)
+    bias = {name: part[:1] if name == "mix.5.bias" else part for name, part in tensors.items()}
+    for parts, said in (
+        (tensors, None),
+        (tensors, {"head": "{"}),
+        (tensors, {"head": "{}"}),
+        (tensors, {"head": stated["head"].replace('"width": 8', '"width": 9')}),
+        (tensors, {"head": stated["head"].replace('"width"', '"wide"')}),
+        (bias, stated),
+    ):
+        save_file(parts, file, metadata=said)
+        with pytest.raises(ValueError, match="train it again"):
+            load_head(tmp_path)
+
+
+def test_a_head_has_one_digest_in_whichever_files(tmp_path: Path) -> None:
+    """It changes with all that is read of a head, and with nothing else."""
+    saved = load_head(MINIATURE / "router")
+    digest = head_digest(saved)
+    file = save_head(saved, tmp_path)
+    assert head_digest(load_head(tmp_path)) == digest
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    weights = load_head(tmp_path)
+    with torch.no_grad():
+        next(weights.head.parameters()).add_(1)
+    for other in (
+        weights,
+        dataclasses.replace(saved, temperature=9.0),
+        dataclasses.replace(saved, shown=ShownImages.of({"train": [3]})),
+        dataclasses.replace(saved, shape=dataclasses.replace(saved.shape, dropout=0.9)),
+    ):
+        assert head_digest(other) != digest
 
 
 def test_no_head_is_there(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from router_service.bundle import load_bundle
 from router_service.core import Features, HeadOutput
 from router_service.head import Head
+from router_service.manifest import TemperatureSetting, Threshold, Thresholds
 from tests.support.events import read_scalars
-from tests.support.feature_cache import write_shard
+from tests.support.feature_cache import state_shown, write_shard
 from tests.support.tiny_run import (
     EXPERTS,
     SMALL_FEATURES,
@@ -28,7 +29,7 @@ from tests.support.tiny_run import (
 )
 from training.data.origin import image_numbers
 from training.data.records import read_labelled
-from training.export import export_bundle
+from training.export import export_bundle, write_manifest
 from training.features import load_features
 from training.head_file import load_head, save_head
 from training.heads import LayeredHead, RouterHead
@@ -37,6 +38,7 @@ from training.marginals import GatesCollapsed
 from training.outcome import features_for_bundle, kept_apart
 from training.run_bundle import BundleFeatures, export_run
 from training.run_config import RunConfig
+from training.run_file import digest_of
 from training.setting import prepare
 from training.shown import ShownImages, shown_images
 from training.stage1 import train_stage1
@@ -303,6 +305,30 @@ def test_a_run_does_not_go_on_with_other_records(tiny: TinyRun, out: Path) -> No
         train_stage2(tiny.config(out, records=mine, steps=1))
 
 
+def test_a_start_that_was_fitted_again_is_the_same_head(
+    tiny: TinyRun, out: Path, features: Path, tmp_path: Path
+) -> None:
+    """Thresholds are the router's; a run takes weights, temperature and what was shown."""
+    first = train_stage1(features, config=Stage1Config(max_epochs=2), progress=False)
+    start = export_bundle(first, tmp_path / "first")
+    config = tiny.config(out, start=start, router={})
+    with pytest.raises(KeyboardInterrupt):
+        train_stage2(config, progress=stopping_after(2))
+    manifest, never = load_bundle(start).manifest, Threshold(None, "fitted", "too few")
+    fitted = dataclasses.replace(manifest, thresholds=Thresholds(never, never, never))
+    write_manifest(fitted, start)
+    train_stage2(config)
+    assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4]
+    warm = dataclasses.replace(fitted, temperature=TemperatureSetting(9.0, "typed"))
+    write_manifest(warm, start)
+    with pytest.raises(ValueError, match="start changed since the run"):
+        train_stage2(config)
+    write_manifest(fitted, start)
+    state_shown(start, ShownImages.of({"train": [1]}))
+    with pytest.raises(ValueError, match="start changed since the run"):
+        train_stage2(config)
+
+
 def test_forwards_of_one_step_add_up_to_one_forward(tiny: TinyRun, out: Path) -> None:
     for rows in (1, 4):
         config = tiny.config(out / str(rows), steps=2, batch_rows=4, rows_per_forward=rows, **EXACT)
@@ -370,16 +396,17 @@ def test_what_the_router_is_to_know_may_have_a_cache_of_its_own(
 ) -> None:
     shard = load_file(features / "shard-00000.safetensors")
     index = load_features(features).index
-    looks = {**shard, "vision": shard["vision"] + 1}
+    looks = {**shard, "vision": shard["vision"] + 1, "image": shard["image"] + 1000}
     known = write_shard(tmp_path, looks, index.feature_spec, index.experts, "d" * 64)
     train_stage2(
         tiny.config(out, features=features, known=known, start=started, steps=1, router={})
     )
     found = read_known_screens(load_bundle(out / "router").head)
     assert found is not None
-    expected = known_looks(known, index)
+    expected = known_looks(known, index, ShownImages.of({}))
     assert torch.allclose(found.mean, expected.screens.mean)
     assert load_bundle(out / "router").manifest.provenance.known_digest == "d" * 64
+    assert shown_images(out / "router").taught(looks["image"]).all()
 
 
 def test_a_cache_stays_split_as_it_was_for_the_head_that_is_started_from(
@@ -481,6 +508,26 @@ def test_a_run_without_features_is_exported_later(
     learnt = ShownImages.of({"train": load_features(features).image})
     save_head(dataclasses.replace(saved, shown=learnt), out)
     with pytest.raises(ValueError, match="is left for validation: the head that is started from"):
+        export_run(out, tmp_path / "none", features)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_later_export_states_the_records_that_the_run_began_with(
+    tiny: TinyRun, out: Path, features: Path, tmp_path: Path
+) -> None:
+    """Whatever their file holds by then; and nothing is written where nobody knows."""
+    mine = tmp_path / "mine.jsonl"
+    shutil.copy(tiny.records, mine)
+    began = digest_of(mine)
+    train_stage2(tiny.config(out, records=mine, images_root=tiny.records.parent, steps=1))
+    mine.write_text("".join(mine.read_text().splitlines(keepends=True)[1:]))
+    for name in ("changed", "deleted"):
+        export_run(out, tmp_path / name, features)
+        stated = load_bundle(tmp_path / name).manifest.provenance.config
+        assert (stated["stage"], stated["records"]) == (2, began)
+        mine.unlink(missing_ok=True)
+    (out / "inputs.json").unlink()
+    with pytest.raises(ValueError, match=r"inputs\.json cannot be read"):
         export_run(out, tmp_path / "none", features)
     assert not (tmp_path / "none").exists()
 

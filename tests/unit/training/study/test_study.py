@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import os
 
 import pytest
 
+from tests.support.feature_cache import write_calibrated
 from tests.support.study import stated
 from training.evaluation.runs import TrainingRun
 from training.study import __main__ as command
@@ -178,4 +181,39 @@ def test_the_command_writes_three_files(plan, asked, monkeypatch, tmp_path, caps
     command.main()
     monkeypatch.setattr("sys.argv", ["study", *flags, "--steps", "9"])
     with pytest.raises(SystemExit, match="holds a study with other steps"):
+        command.main()
+
+
+def test_features_are_the_same_where_their_numbers_are(plan, tmp_path):
+    """Not where their records are: those may be extracted again, at another layer."""
+    plan = dataclasses.replace(plan, features=tmp_path / "features")
+    given = []
+    for changes in ({}, {}, {"seed": 1}, {"text_layer": 9}):
+        write_calibrated(plan.features, **changes)
+        given.append(command._given(plan)["features"])
+    assert given[0] == given[1]
+    assert len(set(given)) == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--model", "none holds no model.safetensors: give the checkpoint of a base"),
+        ("--experts", "none is no directory of experts"),
+        ("--features", "none holds no whole feature cache"),
+        ("--json", "none is a folder: name a file"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_drawn(
+    plan, monkeypatch, tmp_path, flag, said
+):
+    monkeypatch.setattr(room, "draw_sets", lambda *_: pytest.fail("drawn"))
+    paths = {"--model": plan.model, "--experts": plan.experts, "--work": plan.work}
+    paths["--json"] = tmp_path / "study.json"
+    paths[flag] = tmp_path / "none"
+    if flag == "--json":
+        paths[flag].mkdir()
+    flags = [os.fspath(part) for pair in paths.items() for part in pair]
+    monkeypatch.setattr("sys.argv", ["study", *flags])
+    with pytest.raises(SystemExit, match=f"^study: .*{said}"):
         command.main()
