@@ -6,7 +6,8 @@
 # all:      both services in one container.
 #
 # A server listens on loopback unless it has TLS, in a container too: give it a certificate and
-# --host 0.0.0.0, as deploy/compose.yaml does, or the host's network.
+# --host 0.0.0.0, as deploy/compose.yaml does, or the host's network. Of `all` only the router is to be
+# reached: MOLORA_ROUTER_HOST=0.0.0.0, MOLORA_ROUTER_TLS_CERT, _TLS_KEY and _TOKENS_FILE.
 
 FROM python:3.12-slim AS wheel
 WORKDIR /src

@@ -5,6 +5,7 @@ Knows how to draw, preprocess and pack; does not know what learns from it.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +106,10 @@ class ScreenStream(IterableDataset[list[PackedRow]]):
         if len(pool.drawn) >= min(_FEW, pool.most) and rng.random() > self._fresh:
             return rng.choice(pool.drawn)
         screen = source.draw(rng)
-        drawn = _Drawn(screen, self._reader.resize(screen.image.convert("RGB")))
+        resized = self._reader.resize(screen.image.convert("RGB"))
+        # Questions ask a picture for its size only, and hundreds of whole ones are gigabytes.
+        small = Image.new("1", screen.image.size)
+        drawn = _Drawn(dataclasses.replace(screen, image=small), resized)
         if len(pool.drawn) < pool.most:
             pool.drawn.append(drawn)
         else:
