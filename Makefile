@@ -49,6 +49,7 @@ bench: setup ## Measure on this machine
 	$(BIN)/python benchmarks/gated_model.py --json artifacts/bench/gated_model.json
 	$(BIN)/python benchmarks/router.py --json artifacts/bench/router.json
 	$(BIN)/python benchmarks/engine.py --json artifacts/bench/engine.json
+	$(BIN)/python benchmarks/miniature_steps.py desktop calendar --json artifacts/bench/miniature_steps.json
 
 miniature: setup ## Train the miniature model, its experts and its router again (resumable)
 	$(BIN)/python -m training.miniature
