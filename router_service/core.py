@@ -143,7 +143,7 @@ class Decision:
 class ExpertEntry:
     """An expert by content: its name, sha256 (hex) and, if its set has them, integer label."""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     name: str
     digest: str
@@ -154,7 +154,7 @@ class ExpertEntry:
 class FeatureSpec:
     """What the features are; a head is only valid for one spec."""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     text_layer: int
     text_pooling: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from router_service.core import STRICT, ExpertEntry, FeatureSpec, Mode
 
@@ -23,7 +23,7 @@ class Threshold:
         why: For the operator.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     value: float | None
     source: str
@@ -52,7 +52,7 @@ class Thresholds:
             the agent names another.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     agent_fast_path: Threshold
     agent_accept: Threshold
@@ -71,7 +71,7 @@ class AgentModel:
         why: For the operator.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     weight: float
     reliability: float
@@ -102,7 +102,7 @@ class AbstentionRule:
         why: For the operator.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     threshold: float | None
     source: str
@@ -130,7 +130,7 @@ class Fit:
         seed: Of the choice of cases, and of a simulated agent.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     dataset_digest: str
     cases: int
@@ -144,7 +144,7 @@ class Fit:
 class TemperatureSetting:
     """The softmax temperature in force, and why."""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     value: float
     why: str
@@ -158,7 +158,7 @@ class TemperatureSetting:
 class ModeSetting:
     """The mode in force, and why."""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     value: Mode
     why: str
@@ -177,7 +177,7 @@ class Calibration:
         ece_after: The same at the fitted temperature.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     method: str
     cases: int
@@ -203,7 +203,7 @@ class Provenance:
         shown_sha256: Of `shown.safetensors`, the images that the head was shown; empty: not known.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     seed: int
     dataset_digest: str
@@ -225,7 +225,7 @@ class Manifest:
     layers that the head has logits of their own for; 0: one gate vector is for all of them.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     format: int
     head_sha256: str
