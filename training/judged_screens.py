@@ -22,8 +22,9 @@ from molora_client import Molora
 from training.data.calls import ToolCall
 from training.data.records import Record, new_record, read_records, write_records
 from training.data.synthesize import EXPERTS, OWN_LOOKS, synthesize
+from training.extraction import cache_features
 from training.feature_index import INDEX_FILE
-from training.features import FeatureTable, cache_features, load_features
+from training.features import FeatureTable, load_features
 from training.screens.reframe import SIZES
 from training.screens.strangers import STRANGERS
 

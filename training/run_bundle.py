@@ -25,7 +25,8 @@ from training.known_screens import KnownLooks, known_looks
 from training.run_config import RunConfig
 from training.run_file import RUN_FILE
 from training.shown import ShownImages
-from training.stage1 import Stage1Result, judged, split_by_image
+from training.splitting import split_by_image
+from training.stage1 import Stage1Result, judged
 from training.stage1_config import Stage1Config
 
 BUNDLE_FOLDER, EXPERTS_FOLDER = "router", "experts"

@@ -25,10 +25,11 @@ from training.feature_index import FeatureIndex
 from training.features import FeatureTable, load_features
 from training.heads import LayeredHead, RouterHead, whole
 from training.known_screens import KnownLooks, KnownScreens, known_looks, known_screens
-from training.lessons import Lessons, agent_rows
+from training.lessons import Lessons
 from training.losses import entropy_penalty
 from training.moments import ROWS_AT_ONCE
-from training.shown import SPLITS, ShownImages
+from training.shown import ShownImages
+from training.splitting import shown_by, split_by_image
 from training.stage1_config import Stage1Config
 
 # From this mean confidence on held-out cases, the heaviest expert alone is as good as the mixture.
@@ -91,7 +92,7 @@ def train_stage1(
     config = config or Stage1Config()
     table = load_features(features_dir)
     splits = split_by_image(table, config)
-    looks = known_looks(known, table.index, _shown(table, splits)) if known else None
+    looks = known_looks(known, table.index, shown_by(table, splits)) if known else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         with Events(events) as told:
@@ -118,7 +119,7 @@ def judged(
     logits = {name: head_logits(head, table, rows) for name, rows in splits.items()}
     held_out, labels = logits["held_out"], table.label[splits["held_out"]]
     temperature = fit_temperature(held_out, labels)
-    shown = _shown(table, splits)
+    shown = shown_by(table, splits)
     return Stage1Result(
         head=head,
         known=known_screens(table, splits["train"]) if known is None else known.screens,
@@ -135,57 +136,6 @@ def judged(
         },
         shown=shown if known is None else shown.joined(known.shown),
     )
-
-
-def split_by_image(
-    table: FeatureTable, config: Stage1Config, shown: ShownImages | None = None
-) -> dict[str, torch.Tensor]:
-    """Row indices of `train`, `validation` and `held_out`: no image is in two of them.
-
-    Each expert's images are split by the same shares, at least one image each. An image that
-    serves several experts counts for the first row's. Rows without a label are in none.
-
-    Args:
-        table: The features.
-        config: Seed and shares.
-        shown: What the head that is started from was shown: those images stay in their splits.
-
-    Raises:
-        ValueError: An expert has fewer than three images, or none in some split.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    labelled = (table.label >= 0).nonzero().flatten()
-    images, image_of_row = torch.unique(table.image[labelled], return_inverse=True)
-    expert_of_image = torch.empty(len(images), dtype=torch.int64)
-    # Written backwards, so that the first row of an image is what stays.
-    expert_of_image[image_of_row.flip(0)] = table.label[labelled].flip(0)
-    split_of_image = (shown or ShownImages.of({})).splits_of(images)
-    for number, name in enumerate(table.index.names):
-        every = (expert_of_image == number).nonzero().flatten()
-        if len(every) < 3:
-            raise ValueError(
-                f"{name} has {len(every)} images; three are the least that can be split"
-            )
-        own = every[split_of_image[every] < 0]
-        own = own[torch.randperm(len(own), generator=generator)]
-        validation = max(1, round(len(own) * config.validation_share))
-        held_out = max(1, round(len(own) * config.held_out_share))
-        split_of_image[own[:validation]] = 1
-        split_of_image[own[validation : validation + held_out]] = 2
-        split_of_image[own[validation + held_out :]] = 0
-        for split, part in enumerate(SPLITS):
-            if not (split_of_image[every] == split).any():
-                raise ValueError(
-                    f"no image of {name} is left for {part}: the head that is started from has "
-                    "seen the others; give features of more images"
-                )
-    split_of_row = split_of_image[image_of_row]
-    return {name: labelled[split_of_row == number] for number, name in enumerate(SPLITS)}
-
-
-def _shown(table: FeatureTable, splits: Mapping[str, torch.Tensor]) -> ShownImages:
-    rows = {**splits, "train": torch.cat([splits["train"], agent_rows(table, splits)])}
-    return ShownImages.of({name: table.image[part] for name, part in rows.items()})
 
 
 def head_logits(

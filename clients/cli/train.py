@@ -71,7 +71,7 @@ def features(
     as_json: Json = False,
 ) -> None:
     """Extract the router's features of a data set from a running executor."""
-    from training.features import cache_features
+    from training.extraction import cache_features
 
     root = images_root or records.parent
     asked = connection.connected(

@@ -19,8 +19,9 @@ from service_chassis.errors import InvalidArgument
 from tests.support import router_bundle
 from tests.support.stub_executor import StubExecutor, serving
 from training.data.importer import import_data
+from training.extraction import cache_features
 from training.feature_index import FeatureIndex
-from training.features import cache_features, load_features
+from training.features import load_features
 from training.run_file import digest_of
 from training.stage1_config import Stage1Run
 from training.stage1_run import run_stage1
@@ -188,7 +189,7 @@ async def test_a_shard_is_no_larger_than_it_may_be(
 ) -> None:
     records = write_records(tmp_path, ["calendar", "chart"], images_each=2)
     # A record of the stub has 7 numbers of 4 bytes.
-    monkeypatch.setattr("training.features._SHARD_BYTES", 3 * 7 * 4)
+    monkeypatch.setattr("training.extraction._SHARD_BYTES", 3 * 7 * 4)
     async with serving(StubExecutor()) as address:
         index = await cache(records, address, tmp_path / "features")
     assert len(index.shards) == 3

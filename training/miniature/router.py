@@ -11,8 +11,8 @@ from molora_client import Molora
 from router_service.bundle import MANIFEST_FILE, load_bundle
 from training.data.synthesize import ANY_LOOKS
 from training.export import export_bundle
+from training.extraction import CALL_TIMEOUT_S
 from training.feature_index import INDEX_FILE
-from training.features import CALL_TIMEOUT_S
 from training.judged_screens import UNKNOWN, draw, extract, judged_screens
 from training.judgement import fit_bundle
 from training.services import executor_started, learning_flags

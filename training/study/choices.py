@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from molora_client import Molora
+from training.extraction import CALL_TIMEOUT_S, cache_features
 from training.feature_index import INDEX_FILE
-from training.features import CALL_TIMEOUT_S, FeatureTable, cache_features, load_features
+from training.features import FeatureTable, load_features
 from training.heads import LayeredHead, RouterHead
 from training.services import executor_started
 from training.stage1 import head_logits, train_stage1

@@ -25,7 +25,8 @@ from training.heads import RouterHead
 from training.known_screens import KnownScreens, known_looks, known_screens
 from training.lessons import agent_rows, class_weights
 from training.shown import ShownImages
-from training.stage1 import follow, head_logits, split_by_image, train_stage1
+from training.splitting import split_by_image
+from training.stage1 import follow, head_logits, train_stage1
 from training.stage1_config import Stage1Config
 
 EXPERTS = tuple(ExpertEntry(name, name[0] * 64, label) for label, name in enumerate("abcd"))
