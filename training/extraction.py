@@ -7,7 +7,6 @@ agent's hint is what `read_hint` finds in a record's metadata.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ from training.data.records import Record, read_records
 from training.data.sources import SOURCE
 from training.feature_index import INDEX_FILE, FeatureIndex, to_json
 from training.features import COLUMNS
+from training.run_file import digest_of
 
 # Of a shard at most; the 8B's features of one record may be 256 KiB.
 _SHARD_ROWS = 4096
@@ -81,7 +81,7 @@ def cache_features(
         feature_spec=_feature_spec(info),
         expert_set=info.expert_set,
         experts=() if unknown else _named_experts(executor, records),
-        dataset_digest=_sha256(records_path.read_bytes()),
+        dataset_digest=digest_of(records_path),
         sources=tuple(sorted({_source(record, records_path.stem) for record in records})),
         refused_rows=len(read.refused),
         shards={},
@@ -99,7 +99,7 @@ def cache_features(
     for number, shard in enumerate(_in_shards(rows, most)):
         name = f"shard-{number:05d}.safetensors"
         save_file(shard, out / name, metadata={"feature_spec": index.feature_spec.digest})
-        index.shards[name] = _sha256((out / name).read_bytes())
+        index.shards[name] = digest_of(out / name)
     (out / INDEX_FILE).write_text(to_json(index), encoding="utf-8")
     return index
 
@@ -243,7 +243,3 @@ def _source(record: Record, otherwise: str) -> str:
     """The group a record belongs to; a file that says nothing is one source."""
     stated = record.metadata.get(SOURCE)
     return otherwise if stated is None else str(stated)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

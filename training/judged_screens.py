@@ -21,6 +21,7 @@ from pathlib import Path
 from molora_client import Molora
 from training.data.calls import ToolCall
 from training.data.records import Record, new_record, read_records, write_records
+from training.data.sources import SOURCE
 from training.data.synthesize import EXPERTS, OWN_LOOKS, synthesize
 from training.extraction import cache_features
 from training.feature_index import INDEX_FILE
@@ -150,8 +151,8 @@ def _stranger(folder: Path, kind: str, number: int, seed: int) -> Record:
     name = f"{kind.replace(' ', '-')}_{number:05}"
     STRANGERS[kind](rng, rng.choice(SIZES)).save(folder / "images" / f"{name}.png")
     refused = ToolCall.computer_use("terminate", status="failure")
-    return new_record(name, f"images/{name}.png", _PROMPT, [refused], {"source": kind})
+    return new_record(name, f"images/{name}.png", _PROMPT, [refused], {SOURCE: kind})
 
 
 def _from_source(record: Record, source: str) -> Record:
-    return dataclasses.replace(record, metadata={**record.metadata, "source": source})
+    return dataclasses.replace(record, metadata={**record.metadata, SOURCE: source})
