@@ -50,6 +50,7 @@ bench: setup ## Measure on this machine
 	$(BIN)/python benchmarks/router.py --json artifacts/bench/router.json
 	$(BIN)/python benchmarks/engine.py --json artifacts/bench/engine.json
 	$(BIN)/python benchmarks/miniature_steps.py desktop calendar --json artifacts/bench/miniature_steps.json
+	$(BIN)/python benchmarks/miniature_tower.py --seconds 120 --json artifacts/bench/miniature_tower.json
 
 miniature: setup ## Train the miniature model, its experts and its router again (resumable)
 	$(BIN)/python -m training.miniature

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +32,7 @@ from training.miniature.stream import (
     in_background,
 )
 from training.miniature.tower import teach_tower
-from training.screens.calendar import draw_calendar
-from training.screens.claim_window import draw_claim_window
-from training.screens.tasks import ACCOUNT_SCREEN, APPOINTMENT, CALENDAR, CLAIM_WINDOW, DESKTOP
+from training.screens.tasks import CALENDAR, CLAIM_WINDOW, DESKTOP
 
 # The third of five: two layers before it to read the question, two after it to write the answer.
 GUIDED_LAYER = 2
@@ -44,66 +41,30 @@ SERVER_SYSTEM = "You are a computer-use agent."
 EXPERT_SYSTEMS = {
     expert: f"You work the {expert.replace('-', ' ')} of a dental practice." for expert in EXPERTS
 }
-_OTHERS = tuple(draw for expert, draw in DRAWS.items() if expert not in (CALENDAR, CLAIM_WINDOW))
-# Whose writing is the smallest once they are scaled down; they take longest.
-_SMALLEST = (DRAWS[APPOINTMENT], DRAWS[DESKTOP])
-
-
-@dataclass(frozen=True)
-class Course:
-    """Screens that are learnt together.
-
-    Args:
-        name: Begins the names of the course's states.
-        lessons: What one step of the tower shows.
-        sources: What the decoder is asked about.
-        sources_a_step: Of them, in turn.
-    """
-
-    name: str
-    lessons: Sequence[Draw]
-    sources: Sequence[Source]
-    sources_a_step: int
-
-
-def _source(draw: Draw, rows: int, experts: Sequence[str] = EXPERTS) -> Source:
-    systems = (None, SERVER_SYSTEM, *(EXPERT_SYSTEMS[expert] for expert in experts))
-    return Source(draw, base_questions, rows, 18, systems)
-
-
-# Two screens first: small writing and digits, with which the rest is then learnt in a third of the
-# time that all seven take at once.
-FIRST = Course(
-    "first",
-    [draw_calendar] * 3 + [draw_claim_window] * 3,
-    [
-        _source(draw_calendar, 3, (CALENDAR, CLAIM_WINDOW)),
-        _source(draw_claim_window, 2, (CALENDAR, CLAIM_WINDOW)),
-    ],
-    sources_a_step=2,
+# Days and rows are the most to tell apart, and the desktop's writing is the smallest once it is
+# scaled down: they are shown more often than the others.
+_SHOWN = (*EXPERTS, CALENDAR, CALENDAR, CLAIM_WINDOW, DESKTOP)
+SCREENS: tuple[Draw, ...] = tuple(DRAWS[name] for name in _SHOWN)
+SOURCES: tuple[Source, ...] = tuple(
+    Source(
+        DRAWS[name],
+        base_questions,
+        rows=2 if name == CALENDAR else 1,  # It is small.
+        questions=18,
+        systems=(None, SERVER_SYSTEM, *EXPERT_SYSTEMS.values()),
+    )
+    for name in _SHOWN
 )
-ALL = Course(
-    "all",
-    [draw_calendar, draw_claim_window, *_OTHERS, *_SMALLEST],
-    [
-        _source(draw_calendar, 4),
-        _source(draw_claim_window, 2),
-        *(_source(draw, 2) for draw in (*_OTHERS, *_SMALLEST, DRAWS[ACCOUNT_SCREEN])),
-    ],
-    sources_a_step=3,
-)
+SOURCES_A_STEP = 2
 
 
 @dataclass(frozen=True)
 class Steps:
     """Optimiser steps of the base's phases, in their order."""
 
-    tower: int = 2500
+    tower: int = 3200
     decoder: int = 1200
-    base: int = 800
-    all_tower: int = 2800
-    all_decoder: int = 1000
-    all_base: int = 1500
+    base: int = 2200
 
 
 def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
@@ -120,8 +81,7 @@ def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
     """
     untrained, out = work / "untrained", work / "base"
     if not untrained.exists():
-        with appearing_whole(untrained) as partial:
-            write_untrained(partial, _corpus(seed), seed=seed)
+        write_start(untrained, seed=seed)
     if out.exists():
         return out
     model = Qwen3VLForConditionalGeneration.from_pretrained(
@@ -130,13 +90,10 @@ def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
     patches_as_products(model)
     attend_in_blocks(model)
     pupil = _Pupil(model, Guide(model.model.language_model, layer=GUIDED_LAYER), work, seed, clock)
+    pupil.tower(steps.tower)
     # The tower sees by then; at first what it would cost goes to the decoder.
-    pupil.tower("tower", FIRST, steps.tower, 2e-3)
-    pupil.answers("decoder", FIRST, steps.decoder, 1.5e-3, tower=False)
-    pupil.answers("base", FIRST, steps.base, 1e-3, tower=True)
-    pupil.tower("all-tower", ALL, steps.all_tower, 1.5e-3)
-    pupil.answers("all-decoder", ALL, steps.all_decoder, 1.5e-3, tower=False)
-    pupil.answers("all-base", ALL, steps.all_base, 1e-3, tower=True)
+    pupil.answers("decoder", steps.decoder, 1.5e-3, tower=False)
+    pupil.answers("base", steps.base, 1e-3, tower=True)
     pupil.guide.remove()
     with appearing_whole(out) as partial:
         model.save_pretrained(partial)
@@ -147,6 +104,17 @@ def pretrain(work: Path, *, steps: Steps, seed: int, clock: Clock) -> Path:
             untrained / "preprocessor_config.json", partial / "preprocessor_config.json"
         )
     return out
+
+
+def write_start(out: Path, *, seed: int) -> None:
+    """Writes the checkpoint that learning begins with: random weights, a tokenizer of its words.
+
+    Args:
+        out: Its folder, which must not be there.
+        seed: Of weights and of the texts that the tokenizer is made from.
+    """
+    with appearing_whole(out) as partial:
+        write_untrained(partial, _corpus(seed), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -163,21 +131,19 @@ class _Pupil:
     def _untrained(self) -> Path:
         return self.work / "untrained"
 
-    def tower(self, name: str, course: Course, steps: int, learning_rate: float) -> None:
+    def tower(self, steps: int) -> None:
         """Teaches the tower alone."""
-        with self.clock.step(name):
+        with self.clock.step("tower"):
             teach_tower(
                 self.model.model,
                 self._untrained,
-                self.work / f"{name}.pt",
-                course.lessons,
-                config=FitConfig(steps=steps, learning_rate=learning_rate),
+                self.work / "tower.pt",
+                SCREENS,
+                config=FitConfig(steps=steps, learning_rate=2e-3),
                 seed=self.seed,
             )
 
-    def answers(
-        self, name: str, course: Course, steps: int, learning_rate: float, *, tower: bool
-    ) -> None:
+    def answers(self, name: str, steps: int, learning_rate: float, *, tower: bool) -> None:
         """Teaches the decoder, and the tower with it or not."""
         self.model.model.visual.requires_grad_(tower)
         tokenizer = AutoTokenizer.from_pretrained(self._untrained)
@@ -195,22 +161,19 @@ class _Pupil:
         stream = ScreenStream(
             ScreenReader(self._untrained),
             PromptBuilder(tokenizer),
-            course.sources,
+            SOURCES,
             seed=self.seed + RESUMED_OFFSET * fit.step + int(tower),
         )
         with self.clock.step(name):
-            fit.run(in_background(stream), sources=course.sources_a_step, title=name)
+            fit.run(in_background(stream), sources=SOURCES_A_STEP, title=name)
 
 
 def _corpus(seed: int) -> list[str]:
-    """Texts of a few hundred screens, and every system prompt.
-
-    Of both courses: a caption whose words are spelt out in letters takes far longer to be found.
-    """
+    """Texts of a few hundred screens, and every system prompt."""
     rng = random.Random(seed)  # noqa: S311 - drawings, not secrets
-    systems = {system for source in ALL.sources for system in source.systems if system}
+    systems = {system for source in SOURCES for system in source.systems if system}
     texts = [f"system\n{system} user assistant" for system in sorted(systems)] * 100
     for _ in range(60):
-        for source in (*FIRST.sources, *ALL.sources):
+        for source in SOURCES:
             texts += corpus(source.ask(source.draw(rng), rng, 40))
     return texts

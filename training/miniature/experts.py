@@ -37,12 +37,9 @@ from training.miniature.stream import (
 )
 from training.packing import QuestionAnswer
 from training.screens.tasks import (
-    ACCOUNT_SCREEN,
-    APPOINTMENT,
     CALENDAR,
     CLAIM_WINDOW,
     DESKTOP,
-    LOGIN_WINDOW,
     Task,
     tasks_for,
 )
@@ -74,14 +71,13 @@ class ExpertRecipe:
     questions: int = 18
 
 
-# Ranks differ, as those of the user's experts do: the claim window has the most to say. Small
-# screens go together, and each takes as long as its tasks did.
+# Ranks differ, as those of the user's experts do: the claim window has the most to say.
 _RANKS = {CLAIM_WINDOW: 16}
-_ROWS = {CALENDAR: 4, LOGIN_WINDOW: 3}
-_STEPS = {CALENDAR: 850, DESKTOP: 2050, ACCOUNT_SCREEN: 1250, APPOINTMENT: 800}
+_ROWS = {CALENDAR: 2}  # Its screen is small.
+_STEPS = {DESKTOP: 1200}  # Its writing is.
 RECIPES = {
     expert: ExpertRecipe(
-        label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 2), _STEPS.get(expert, 1050)
+        label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 1), _STEPS.get(expert, 800)
     )
     for label, (expert, draw) in enumerate(DRAWS.items())
 }

@@ -18,6 +18,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from training.cores import cores
 from training.miniature.guide import Guide
+from training.miniature.muon import MuonAdamW
 from training.miniature.speed import mixed_precision, moved
 from training.packing import IGNORED, PackedBatch, PackedRow, answer_loss, collate
 
@@ -54,14 +55,10 @@ class Fit:
     pad_id: int
     guide: Guide
     step: int = 0
-    _optimiser: torch.optim.AdamW = field(init=False)
+    _optimiser: MuonAdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        trainable += self.guide.parameters()
-        self._optimiser = torch.optim.AdamW(
-            trainable, lr=self.config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
+        self._optimiser = MuonAdamW(self.model, self.guide)
         if self._state_file.exists():
             state = torch.load(self._state_file, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["trained"], strict=False)
@@ -105,8 +102,6 @@ class Fit:
         self, turns: Iterator[list[PackedRow]], sources: int
     ) -> tuple[list[float], list[float]]:
         """One optimiser step; returns loss (nats per token) and exact share of each source."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
         losses, exacts = [], []
         for _ in range(sources):
             batch = moved(collate(next(turns), pad_id=self.pad_id), self.backbone.device)
@@ -120,8 +115,7 @@ class Fit:
             loss = loss + self.config.guide_weight * self.guide.loss(batch)
             (loss / sources).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.step(learning_rate(self.config, self.step))
         return losses, exacts
 
 

@@ -8,6 +8,7 @@ what stands in the token, where in it, and where the token is.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from executor_service.model.screen import PixelInput, ScreenReader
 from training.miniature.fit import FitConfig, learning_rate, steps_with_progress, write_state
 from training.miniature.marks import NAMES, marks
+from training.miniature.muon import MuonAdamW
 from training.miniature.speed import mixed_precision, moved
 from training.miniature.stream import RESUMED_OFFSET, Draw, in_background, worker_rng
 
@@ -29,6 +31,8 @@ from training.miniature.stream import RESUMED_OFFSET, Draw, in_background, worke
 POSITIVE_WEIGHT = 8.0
 PLACE_WEIGHT = 4.0
 PLACES = 48  # bins of the width, and of the height
+# To a step. Many small steps learn more in the same time than few large ones.
+SCREENS = 2
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,22 @@ class LessonStream(IterableDataset[Lesson]):
 
     Args:
         reader: Preprocessing of the checkpoint.
-        draws: The screens of each lesson.
+        draws: The screens of the lessons, taken in turn.
         seed: Of everything drawn.
+        screens: To a lesson.
     """
 
-    def __init__(self, reader: ScreenReader, draws: Sequence[Draw], *, seed: int) -> None:
-        self._reader, self._draws, self._seed = reader, draws, seed
+    def __init__(
+        self, reader: ScreenReader, draws: Sequence[Draw], *, seed: int, screens: int = SCREENS
+    ) -> None:
+        self._reader, self._draws, self._seed, self._screens = reader, draws, seed, screens
 
     def __iter__(self) -> Iterator[Lesson]:
         """Starts over from the seed."""
         rng = worker_rng(self._seed)
+        draws = itertools.cycle(self._draws)
         while True:
-            yield self._lesson([draw(rng) for draw in self._draws])
+            yield self._lesson([draw(rng) for draw in itertools.islice(draws, self._screens)])
 
     def _lesson(self, screens: Sequence[Any]) -> Lesson:
         inputs: list[PixelInput] = []
@@ -149,7 +157,7 @@ def teach_tower(
         backbone: Its `visual` is trained.
         checkpoint: Directory with the image processor's settings.
         state: File that tower, head and optimiser are kept in.
-        draws: The screens of each step.
+        draws: The screens, in turn.
         config: How long and how fast.
         seed: Of head and screens.
     """
@@ -158,7 +166,7 @@ def teach_tower(
     vision: Any = backbone.config.vision_config
     head = MarkHead(vision.out_hidden_size).to(backbone.device)
     parameters = [*tower.parameters(), *head.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = MuonAdamW(tower, head)
     learning = {"tower": tower, "head": head, "optimiser": optimiser}
     first = 0
     if state.exists():
@@ -177,8 +185,6 @@ def teach_tower(
     lessons = in_background(stream)
     tower.train()
     for step, report in steps_with_progress(state.stem, first, config.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step)
         lesson = moved(next(lessons), backbone.device)
         with mixed_precision():
             seen = backbone.get_image_features(
@@ -187,8 +193,7 @@ def teach_tower(
         loss, found, placed = head(torch.cat(list(seen.pooler_output)).float(), lesson)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.step(learning_rate(config, step))
         report(f"loss {loss.item():.2f} found {found:.0%} placed {placed:.0%}")
         if (step + 1) % config.save_every == 0:
             save(step + 1)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from training.data.calls import ToolCall
-from training.miniature.base import ALL
+from training.miniature.base import SOURCES
 from training.miniature.experts import LEFT_OUT, RECIPES, ask_tasks
 from training.miniature.marks import NAMES, marks
 from training.miniature.questions import base_questions
@@ -126,7 +126,7 @@ def test_a_task_is_looked_for_on_the_screen(draw):
 
 
 def test_the_base_learns_every_expert_s_screen():
-    asked = {source.draw for source in ALL.sources}
+    asked = {source.draw for source in SOURCES}
     assert asked == {recipe.draw for recipe in RECIPES.values()}
 
 

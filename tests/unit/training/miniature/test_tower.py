@@ -1,13 +1,31 @@
 """The tower's lessons: it learns from them, and a stopped run goes on."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from tests.support.checkpoints import untrained_checkpoint
 from training.miniature.fit import FitConfig
-from training.miniature.tower import teach_tower
+from training.miniature.tower import LessonStream, teach_tower
 from training.screens.calendar import draw_calendar
+
+
+def test_lessons_show_the_screens_in_turn(reader):
+    shown = []
+
+    def draw(name):
+        def drawn(rng):
+            shown.append(name)
+            return draw_calendar(rng)
+
+        return drawn
+
+    stream = LessonStream(reader, [draw(name) for name in "abc"], seed=1, screens=2)
+    lessons = list(itertools.islice(stream, 3))
+    assert "".join(shown) == "abcabc"
+    assert [len(lesson.grid_thw) for lesson in lessons] == [2, 2, 2]
 
 
 def taught(state, steps, **config):
@@ -39,7 +57,8 @@ def test_a_stopped_tower_goes_on_with_head_optimiser_and_step(tmp_path, monkeypa
     assert all(torch.equal(further[name], after[name]) for name in after)
     kept = torch.load(state, weights_only=True)
     assert all(torch.equal(kept["head"][name], held["head"][name]) for name in held["head"])
-    assert kept["optimiser"]["state"][0]["step"] == held["optimiser"]["state"][0]["step"] == 1
+    steps = [state["optimiser"]["adamw"]["state"][0]["step"] for state in (kept, held)]
+    assert steps == [1, 1]
 
 
 def test_a_run_that_is_killed_loses_no_more_than_it_has_not_saved(tmp_path, monkeypatch):
