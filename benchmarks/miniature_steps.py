@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -63,16 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(name, *(f"{value:.2f}" for value in row.values()))
     Console().print(table)
     if arguments.json:
-        about = {
-            "machine": platform.processor() or platform.machine(),
-            "cores": cores(),
-            "torch": torch.__version__,
-            "bfloat16": mixed_precision()._enabled,
-            "rounds": arguments.rounds,
-            "experts": rows,
-        }
-        arguments.json.write_text(json.dumps(about, indent=2) + "\n")
+        write_report(arguments.json, rounds=arguments.rounds, experts=rows)
     return 0
+
+
+def write_report(path: Path, **figures: Any) -> None:
+    """Writes figures, and what they were measured on, as JSON.
+
+    Args:
+        path: The file; its folder is made.
+        figures: By name.
+    """
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": cores(),
+        "torch": torch.__version__,
+        "bfloat16": mixed_precision()._enabled,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | figures, indent=2) + "\n")
 
 
 def measure(name: str, rounds: int) -> dict[str, float]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from miniature_steps import write_report
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -33,9 +32,9 @@ from training.miniature.attention import attend_in_blocks
 from training.miniature.base import SCREENS, write_start
 from training.miniature.fit import FitConfig, learning_rate
 from training.miniature.muon import MuonAdamW
-from training.miniature.speed import mixed_precision, patches_as_products
+from training.miniature.speed import patches_as_products
 from training.miniature.stream import in_background
-from training.miniature.tower import Lesson, LessonStream, MarkHead
+from training.miniature.tower import LessonStream, MarkHead, lesson_loss
 
 RATE = 2e-3
 # Optimiser and screens to a step.
@@ -81,15 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
     if arguments.json:
-        about = {
-            "machine": platform.processor() or platform.machine(),
-            "cores": cores(),
-            "torch": torch.__version__,
-            "bfloat16": mixed_precision()._enabled,
-            "seconds": arguments.seconds,
-            "ways": rows,
-        }
-        arguments.json.write_text(json.dumps(about, indent=2) + "\n")
+        write_report(arguments.json, seconds=arguments.seconds, ways=rows)
     return 0
 
 
@@ -118,14 +109,16 @@ def measure(start: Path, optimiser: str, screens: int, *, seconds: float) -> dic
     config = FitConfig(steps=1000, learning_rate=RATE, warmup=50)
     began, taken = time.perf_counter(), 0
     while (passed := (time.perf_counter() - began) / seconds) < 1:
-        loss, _, _ = _loss(model, head, next(lessons))
+        loss, _, _ = lesson_loss(model.model, head, next(lessons))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, config.clip)
         steps.step(learning_rate(config, int(1000 * passed)))
         taken += 1
     judged = itertools.islice(LessonStream(reader, SCREENS, seed=2, screens=1), JUDGED)
     with torch.no_grad():
-        losses, found, placed = zip(*(_loss(model, head, one) for one in judged), strict=True)
+        losses, found, placed = zip(
+            *(lesson_loss(model.model, head, one) for one in judged), strict=True
+        )
     return {
         "optimiser": optimiser,
         "screens": screens,
@@ -134,19 +127,6 @@ def measure(start: Path, optimiser: str, screens: int, *, seconds: float) -> dic
         "found": statistics.mean(found),
         "placed": statistics.mean(placed),
     }
-
-
-def _loss(
-    model: Qwen3VLForConditionalGeneration, head: MarkHead, lesson: Lesson
-) -> tuple[torch.Tensor, float, float]:
-    with mixed_precision():
-        seen = model.model.get_image_features(
-            lesson.pixel_values, lesson.grid_thw, return_dict=True
-        )
-    loss: tuple[torch.Tensor, float, float] = head(
-        torch.cat(list(seen.pooler_output)).float(), lesson
-    )
-    return loss
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class ExpertRecipe:
 # Ranks differ, as those of the user's experts do: the claim window has the most to say.
 _RANKS = {CLAIM_WINDOW: 16}
 _ROWS = {CALENDAR: 2}  # Its screen is small.
-_STEPS = {DESKTOP: 1200}  # Its writing is.
+_STEPS = {DESKTOP: 1200}  # Its writing is small.
 RECIPES = {
     expert: ExpertRecipe(
         label, _RANKS.get(expert, 8), draw, _ROWS.get(expert, 1), _STEPS.get(expert, 800)

@@ -142,6 +142,26 @@ class MarkHead(nn.Module):
         return loss, float(found), float(right)
 
 
+def lesson_loss(
+    backbone: Qwen3VLModel, head: MarkHead, lesson: Lesson
+) -> tuple[torch.Tensor, float, float]:
+    """What the tower says of a lesson's screens, against what they show.
+
+    Args:
+        backbone: Its tower looks.
+        head: Names what it saw.
+        lesson: On the backbone's device.
+
+    Returns:
+        As `MarkHead.forward`.
+    """
+    with mixed_precision():
+        seen = backbone.get_image_features(lesson.pixel_values, lesson.grid_thw, return_dict=True)
+    tokens = torch.cat(list(seen.pooler_output)).float()
+    loss: tuple[torch.Tensor, float, float] = head(tokens, lesson)
+    return loss
+
+
 def teach_tower(
     backbone: Qwen3VLModel,
     checkpoint: Path,
@@ -186,12 +206,8 @@ def teach_tower(
     tower.train()
     for step, report in steps_with_progress(state.stem, first, config.steps):
         lesson = moved(next(lessons), backbone.device)
-        with mixed_precision():
-            seen = backbone.get_image_features(
-                lesson.pixel_values, lesson.grid_thw, return_dict=True
-            )
-        loss, found, placed = head(torch.cat(list(seen.pooler_output)).float(), lesson)
-        loss.backward()
+        loss, found, placed = lesson_loss(backbone, head, lesson)
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, config.clip)
         optimiser.step(learning_rate(config, step))
         report(f"loss {loss.item():.2f} found {found:.0%} placed {placed:.0%}")
