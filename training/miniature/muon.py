@@ -116,6 +116,15 @@ class MuonAdamW:
         return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Takes what `state_dict` gave.
+
+        Raises:
+            ValueError: Another optimiser gave it.
+        """
+        if state.keys() != {"muon", "adamw"}:
+            raise ValueError(
+                "the run that is to be gone on with learnt by another optimiser: remove its "
+                "folder, or begin another with --work"
+            )
         self._muon.load_state_dict(state["muon"])
         self._adamw.load_state_dict(state["adamw"])

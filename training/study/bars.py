@@ -74,32 +74,32 @@ def own_expert(evaluation: Stated) -> float:
 def bars(
     first: Sequence[Stated],
     second: Sequence[Stated],
-    unseen: Sequence[Stated],
-    second_unseen: Sequence[Stated],
+    fresh: Sequence[Stated],
+    second_fresh: Sequence[Stated],
 ) -> tuple[Bar, ...]:
     """All bars.
 
     Args:
         first: Evaluations of stage 1's heads on held-out cases, one a seed.
         second: Those of stage 2's heads, on the same cases.
-        unseen: Those of stage 1's heads on cases in unseen themes and sizes.
-        second_unseen: Those of stage 2's heads, on the same cases.
+        fresh: Those of stage 1's heads on cases in themes and sizes that nothing was chosen by.
+        second_fresh: Those of stage 2's heads, on the same cases.
     """
-    one, two, new = mean_rates(first), mean_rates(second), mean_rates(unseen)
-    later = mean_rates(second_unseen)["gate"]
+    one, two, new = mean_rates(first), mean_rates(second), mean_rates(fresh)
+    later = mean_rates(second_fresh)["gate"]
     oracle = one["oracle"]["mean"]
     return (
         _least("gate accuracy, held-out", one["gate"], 0.99),
-        _least("gate accuracy, unseen themes and sizes", new["gate"], 0.95),
+        _least("gate accuracy, fresh themes and sizes", new["gate"], 0.95),
         *_controls("held-out", first, one["gate"]["mean"]),
-        *_controls("unseen themes and sizes", unseen, new["gate"]["mean"]),
+        *_controls("fresh themes and sizes", fresh, new["gate"]["mean"]),
         _above("own expert, mean over experts", own_expert(first[0]), 0.90, _said(one["oracle"])),
         _above("top-1 / own expert", _share(one["top1"]["mean"], oracle), 0.99, _said(one["top1"])),
         _above("soft / own expert", _share(one["soft"]["mean"], oracle), 0.97, _said(one["soft"])),
         _least("stage 2, top-1, not below stage 1", two["top1"], one["top1"]["mean"]),
         _least("stage 2, soft, not below stage 1", two["soft"], one["soft"]["mean"]),
         _least("stage 2, gate, not below stage 1", two["gate"], one["gate"]["mean"]),
-        _least("stage 2, gate on unseen, not below stage 1", later, new["gate"]["mean"]),
+        _least("stage 2, gate on fresh, not below stage 1", later, new["gate"]["mean"]),
         _clearly_below("uniform clearly below top-1 and soft", one),
         _below("wrong expert", one["wrong_expert"]["mean"], 0.30, _said(one["wrong_expert"])),
     )

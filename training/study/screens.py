@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_service.model.experts import discover_experts
-from training.data.synthesize import EXPERTS, OWN_LOOKS, UNSEEN_LOOKS, synthesize
+from training.data.synthesize import EXPERTS, FRESH_LOOKS, OWN_LOOKS, UNSEEN_LOOKS, synthesize
 from training.miniature.experts import LEFT_OUT
 from training.miniature.router import LOOKS, OTHER_SIZES, TASKS_PER_IMAGE
 
 # Beside the seeds of base, experts, router and samples.
 _SEED = 9_000_011
 _FILE = "all"
-_CASES = ("held_out", "unseen_cases")
+_CASES = ("held_out", "fresh_cases")
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Sets:
 
     Attributes:
         learnt: For stage 1 and its own splits.
-        unseen: Unseen themes and sizes.
+        unseen: Unseen themes and sizes, which choices are compared in.
         lessons: For stages 2 and 3.
         held_out: Cases to answer, in themes and sizes as in training.
-        unseen_cases: Cases to answer, in unseen ones.
+        fresh_cases: Cases to answer, in others of both, which nothing was chosen by.
     """
 
     learnt: Path
     unseen: Path
     lessons: Path
     held_out: Path
-    unseen_cases: Path
+    fresh_cases: Path
 
 
 def experts_in(folder: Path) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def draw_sets(
         "unseen": (sizes.unseen, sizes.tasks, 0.0, UNSEEN_LOOKS),
         "lessons": (sizes.lessons, sizes.tasks, 0.0, OWN_LOOKS),
         "held_out": (sizes.cases, 1, 0.0, OWN_LOOKS),
-        "unseen_cases": (sizes.cases, 1, 0.0, UNSEEN_LOOKS),
+        "fresh_cases": (sizes.cases, 1, 0.0, FRESH_LOOKS),
     }
     files = {}
     for number, (name, (images, tasks, other_sizes, looks)) in enumerate(wanted.items()):

@@ -136,7 +136,7 @@ class Study:
 
     def _bars(self, bench: Bench, second: Sequence[Path]) -> dict[str, Any]:
         first = [self._learner.stage1(seed, self._kept) for seed in self._plan.seeds]
-        cases = {"held-out": self._sets.held_out, "unseen": self._sets.unseen_cases}
+        cases = {"held-out": self._sets.held_out, "fresh": self._sets.fresh_cases}
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for stage, bundles in (("stage 1", first), ("stage 2", second)):
             for name, records in cases.items():
@@ -148,8 +148,8 @@ class Study:
         judged = bars(
             own,
             found["stage 2", "held-out"],
-            found["stage 1", "unseen"],
-            found["stage 2", "unseen"],
+            found["stage 1", "fresh"],
+            found["stage 2", "fresh"],
         )
         return {
             "bars": [asdict(bar) for bar in judged],

@@ -94,3 +94,10 @@ def test_both_go_on_from_their_moments():
         step(module, its, gradients[1])
     assert torch.equal(copy.weight, learner.weight)
     assert torch.equal(copy.bias, learner.bias)
+
+
+def test_a_state_of_another_optimiser_is_refused_with_what_to_do():
+    learner = nn.Linear(4, 4)
+    left = torch.optim.AdamW(learner.parameters()).state_dict()
+    with pytest.raises(ValueError, match="another optimiser: remove its folder, or begin another"):
+        MuonAdamW(learner).load_state_dict(left)

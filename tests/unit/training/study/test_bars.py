@@ -6,8 +6,8 @@ from tests.support.study import stated
 from training.study.bars import bars, mean_rates
 
 
-def judged(first=None, second=None, unseen=None, second_unseen=None):
-    given = (first, second, unseen, second_unseen)
+def judged(first=None, second=None, fresh=None, second_fresh=None):
+    given = (first, second, fresh, second_fresh)
     return {bar.name: bar for bar in bars(*(each or [stated()] * 3 for each in given))}
 
 
@@ -37,27 +37,27 @@ def test_each_can_be_missed(name, changes):
     assert name in missed
 
 
-def test_stage_2_and_the_unseen_have_bars_of_their_own():
+def test_stage_2_and_the_fresh_have_bars_of_their_own():
     found = judged(
         second=[stated(gate=99, top1=94, soft=92)] * 3,
-        unseen=[stated(gate=94, blanked=95)] * 3,
-        second_unseen=[stated(gate=93)] * 3,
+        fresh=[stated(gate=94, blanked=95)] * 3,
+        second_fresh=[stated(gate=93)] * 3,
     )
     assert [bar.name for bar in found.values() if not bar.met] == [
-        "gate accuracy, unseen themes and sizes",
-        "gate accuracy falls with text blanked, unseen themes and sizes",
+        "gate accuracy, fresh themes and sizes",
+        "gate accuracy falls with text blanked, fresh themes and sizes",
         "stage 2, top-1, not below stage 1",
         "stage 2, soft, not below stage 1",
         "stage 2, gate, not below stage 1",
-        "stage 2, gate on unseen, not below stage 1",
+        "stage 2, gate on fresh, not below stage 1",
     ]
 
 
 def test_the_same_counts_in_another_order_are_not_less():
     rates = [stated() | {"gate_accuracy": count / 88} for count in (84, 86, 85)]
     flat = [stated() | {"gate_accuracy": 85 / 88}] * 3
-    assert judged(unseen=flat, second_unseen=rates)[
-        "stage 2, gate on unseen, not below stage 1"
+    assert judged(fresh=flat, second_fresh=rates)[
+        "stage 2, gate on fresh, not below stage 1"
     ].met
 
 

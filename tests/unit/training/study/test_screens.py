@@ -47,7 +47,7 @@ def test_more_cases_begin_with_the_same_ones_and_leave_the_rest(tmp_path):
     more = draw_sets(tmp_path, ("calendar",), dataclasses.replace(FEW, cases=3))
     assert more.held_out != few.held_out
     assert (more.learnt, more.unseen, more.lessons) == (few.learnt, few.unseen, few.lessons)
-    for name in ("held_out", "unseen_cases"):
+    for name in ("held_out", "fresh_cases"):
         asked, before = (read_labelled(getattr(sets, name)) for sets in (more, few))
         assert asked[:2] == before
         assert len(asked) == 3

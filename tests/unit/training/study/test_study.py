@@ -104,7 +104,7 @@ def test_all_the_parts(plan, asked):
     assert [name.split(" (")[0] for name in evaluated[:8]] == [
         f"{stage} seed {seed} {cases}"
         for stage in ("stage 1", "stage 2")
-        for cases in ("held_out", "unseen_cases")
+        for cases in ("held_out", "fresh_cases")
         for seed in (0, 1)
     ]
     assert evaluated[8:10] == [
