@@ -56,9 +56,7 @@ def test_stage_2_and_the_fresh_have_bars_of_their_own():
 def test_the_same_counts_in_another_order_are_not_less():
     rates = [stated() | {"gate_accuracy": count / 88} for count in (84, 86, 85)]
     flat = [stated() | {"gate_accuracy": 85 / 88}] * 3
-    assert judged(fresh=flat, second_fresh=rates)[
-        "stage 2, gate on fresh, not below stage 1"
-    ].met
+    assert judged(fresh=flat, second_fresh=rates)["stage 2, gate on fresh, not below stage 1"].met
 
 
 def test_means_are_over_seeds_and_intervals_over_cases():
