@@ -19,7 +19,7 @@ from training.services import executor_started, learning_flags
 from training.stage1 import train_stage1
 from training.stage1_config import Stage1Config
 
-IMAGES_PER_KIND = 1800
+IMAGES_PER_KIND = 3600
 TASKS_PER_IMAGE = 1
 # The head learns from made-up themes, and from so many screens at any size: neither may give a
 # class away, and none of the experts' own looks is all that there is.
