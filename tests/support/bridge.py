@@ -7,8 +7,8 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -39,6 +39,8 @@ class RunningBridge:
     """A bridge that answers on `127.0.0.1:port`."""
 
     port: int
+    requests: Collection[Any] = field(repr=False)
+    """Those that are not done; one is done after its answer was read and its line was written."""
 
     @property
     def url(self) -> str:
@@ -76,7 +78,7 @@ def running_bridge(router: str, executor: str, **settings: Any) -> Iterator[Runn
                 assert thread.is_alive(), "the bridge did not start"
                 assert time.monotonic() < end
                 time.sleep(0.01)
-            yield RunningBridge(bound.getsockname()[1])
+            yield RunningBridge(bound.getsockname()[1], server.server_state.tasks)
         finally:
             server.should_exit = True
             thread.join(30)
@@ -87,24 +89,22 @@ class Log:
     """What a bridge of this process logs from now on."""
 
     def __init__(self, bridge: RunningBridge, capsys: pytest.CaptureFixture[str]) -> None:
+        self._bridge = bridge
         self._capsys = capsys
-        self._written = ""
         # A line is written just after its answer was sent: wait for those of earlier requests.
-        bridge.get("/inspect/decisions")
-        until(lambda: "/inspect/decisions" in self._read())
-        self._written = ""
+        self._read()
 
     def lines(self, count: int) -> list[Any]:
-        """The lines, once there are so many; there must not be more."""
-        until(lambda: self._read().count("\n") >= count)
-        lines = [json.loads(line) for line in self._written.splitlines()]
+        """The lines since then, or since this was asked; there are so many."""
+        lines = [json.loads(line) for line in self._read().splitlines()]
         assert len(lines) == count
         return lines
 
     def _read(self) -> str:
+        """What was written, once no request runs."""
+        until(lambda: not self._bridge.requests)
         captured = self._capsys.readouterr()
-        self._written += captured.err + captured.out
-        return self._written
+        return captured.err + captured.out
 
 
 def until(condition: Callable[[], object]) -> None:
