@@ -14,9 +14,10 @@ help: ## Show this list
 setup: $(INSTALLED) ## Create .venv with everything for development
 
 # Torch first and pinned: asked for together with the rest, pip may take a build for another device.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the one without CUDA.
 $(INSTALLED): pyproject.toml hatch_build.py $(PROTOS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch==2.13.0
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install $(addprefix --index-url ,$(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/pip install -e '.[dev]'
 	touch $@
 

@@ -59,12 +59,6 @@ def load_base(checkpoint: Path, *, device: str, dtype: torch.dtype) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def instantiate_on_meta(checkpoint: Path) -> Any:
-    """The architecture that `config.json` describes, on the meta device, without weights."""
-    with torch.device("meta"):
-        return Qwen3VLForConditionalGeneration(load_config(checkpoint))
-
-
 def load_config(checkpoint: Path) -> Any:
     """The checkpoint's config.
 

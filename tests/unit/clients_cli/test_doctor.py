@@ -38,7 +38,7 @@ def test_versions(service, monkeypatch):
     )
     found = checks.check_versions(service)
     assert (found.state, found.exit_code) == (State.FAILED, 1)
-    assert "grpcio>=1.78 (missing)" in found.found
+    assert "grpcio>=1.78.2 (missing)" in found.found
     assert "numpy>=1.26 (0.1)" in found.found
     assert ("transformers" in found.found) == (service == "executor"), "99 is above its limit"
     assert found.remedy == f"pip install 'molora[{service}]'"
