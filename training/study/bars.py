@@ -26,6 +26,7 @@ class Bar:
     Attributes:
         name: What has to be reached.
         found: The number that is held against it.
+        sign: How it has to compare with `needed`: ≥, < or ≤.
         needed: The number to reach, or to stay below.
         met: Whether it is.
         why: The numbers behind it.
@@ -33,6 +34,7 @@ class Bar:
 
     name: str
     found: float
+    sign: str
     needed: float
     met: bool
     why: str
@@ -94,8 +96,8 @@ def bars(
         *_controls("held-out", first, one["gate"]["mean"]),
         *_controls("fresh themes and sizes", fresh, new["gate"]["mean"]),
         _above("own expert, mean over experts", own_expert(first[0]), 0.90, _said(one["oracle"])),
-        _above("top-1 / own expert", _share(one["top1"]["mean"], oracle), 0.99, _said(one["top1"])),
-        _above("soft / own expert", _share(one["soft"]["mean"], oracle), 0.97, _said(one["soft"])),
+        _of_own_expert("top-1", one["top1"], oracle, 0.99),
+        _of_own_expert("soft", one["soft"], oracle, 0.97),
         _least("stage 2, top-1, not below stage 1", two["top1"], one["top1"]["mean"]),
         _least("stage 2, soft, not below stage 1", two["soft"], one["soft"]["mean"]),
         _least("stage 2, gate, not below stage 1", two["gate"], one["gate"]["mean"]),
@@ -114,7 +116,7 @@ def _controls(cases: str, evaluations: Sequence[Stated], gate: float) -> list[Ba
         mean = fmean(rate["value"] for rate in rates)
         why = ", ".join(f"{rate['value']:.3f}" for rate in rates) + f" of {rates[0]['n']}"
         found.append(
-            Bar(f"gate accuracy falls with {label}, {cases}", mean, gate, mean < gate, why)
+            Bar(f"gate accuracy falls with {label}, {cases}", mean, "<", gate, mean < gate, why)
         )
     return found
 
@@ -124,7 +126,7 @@ def _clearly_below(name: str, rates: Mapping[str, Mapping[str, Any]]) -> Bar:
     lower = min((rates["top1"], rates["soft"]), key=lambda rate: rate["mean"])
     uniform = rates["uniform"]
     met = uniform["wilson_95"][1] < lower["wilson_95"][0]
-    return Bar(name, uniform["mean"], lower["wilson_95"][0], met, _said(uniform))
+    return Bar(name, uniform["mean"], "<", lower["wilson_95"][0], met, _said(uniform))
 
 
 def _least(name: str, rate: Mapping[str, Any], needed: float) -> Bar:
@@ -133,15 +135,16 @@ def _least(name: str, rate: Mapping[str, Any], needed: float) -> Bar:
 
 def _above(name: str, found: float, needed: float, why: str) -> Bar:
     # Means of the same counts in another order may differ in their last bit.
-    return Bar(name, found, needed, found >= needed - 1e-12, why)
+    return Bar(name, found, "≥", needed, found >= needed - 1e-12, why)
 
 
 def _below(name: str, found: float, needed: float, why: str) -> Bar:
-    return Bar(name, found, needed, found <= needed, why)
+    return Bar(name, found, "≤", needed, found <= needed, why)
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _of_own_expert(mode: str, rate: Mapping[str, Any], oracle: float, needed: float) -> Bar:
+    share = rate["mean"] / oracle if oracle else 0.0
+    return _above(f"{mode} / own expert", share, needed, f"{mode}: {_said(rate)}")
 
 
 def _said(rate: Mapping[str, Any]) -> str:

@@ -92,8 +92,8 @@ def bars_table(study: Mapping[str, Any]) -> Table:
     """A row a bar."""
     columns = ("bar", "found", "needed", "met", "by seed")
     return columns, [
-        (bar["name"], f"{bar['found']:.3f}", f"{bar['needed']:.3f}", "yes" if bar["met"] else "NO",
-         bar["why"])
+        (bar["name"], f"{bar['found']:.3f}", f"{bar['sign']} {bar['needed']:.3f}",
+         "yes" if bar["met"] else "NO", bar["why"])
         for bar in study["bars"]
     ]  # fmt: skip
 
