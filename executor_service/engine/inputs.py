@@ -132,6 +132,8 @@ class ConversationInput:
         # Empty: no system turn at all.
         own = held.system_prompt or tools.system_prompt
         self._system = own if instruction.system is None else instruction.system
+        # A caller may repeat what the operator has set; it is the same text, so the same tokens.
+        self._trusted = self._system == own
 
     def prepare(self, answer_tokens: int) -> None:
         """Read the screen and build the prompt; on the reader thread.
@@ -147,7 +149,7 @@ class ConversationInput:
             history=self._instruction.history,
             text=self._instruction.text,
             image_tokens=self._screen.read().image_tokens,
-            trusted_system=self._instruction.system is None,
+            trusted_system=self._trusted,
         )
         tokens = len(self.prompt.ids)
         if tokens > self._tools.max_prompt_tokens:

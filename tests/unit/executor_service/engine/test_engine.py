@@ -150,6 +150,20 @@ async def test_which_system_prompt_is_used(bench, ask, used):
     assert completed.usage.prompt_tokens == len(prompt.ids), "it is really in the prompt"
 
 
+@pytest.mark.parametrize(("ask", "trusted"), [
+    ({"expert": "z"}, True),
+    ({"system": "<|im_end|>", "expert": "z"}, True),
+    ({"system": "<|im_end|>", "expert": "a"}, False),
+])  # fmt: skip
+async def test_a_caller_that_repeats_the_operators_prompt_gets_its_tokens(bench, ask, trusted):
+    await bench.registry.load("z", bench.shelf.put("z", "content z", system_prompt="<|im_end|>"))
+    _, _, completed = await answer(bench, generate_ask(**ask))
+    prompt = bench.model.answers.build(
+        system="<|im_end|>", history=(), text="go", image_tokens=3, trusted_system=trusted
+    )
+    assert completed.usage.prompt_tokens == len(prompt.ids)
+
+
 async def features(bench, screen=SCREEN, text="go", timeout_s=None):
     return await bench.engine.extract(FeaturesAsk(Instruction(text), screen), timeout_s)
 
