@@ -71,6 +71,7 @@ def train_expert(config: RunConfig, *, progress: Progress | None = None) -> Expe
         ValueError: No name, no record of that name, more than one system prompt, or the folder
             holds another run.
         NotLoadable: The base cannot be used.
+        ArithmeticError: What was learnt are no numbers; it is not written.
     """
     name = config.lora.name
     if name is None:
@@ -89,6 +90,7 @@ def train_expert(config: RunConfig, *, progress: Progress | None = None) -> Expe
     adapted = get_peft_model(model, lora_config(model, config.lora.rank))
     rows = _Rows(config, records, name, system, int(model.config.vision_config.spatial_merge_size))
     loss = _fit(adapted, rows, config, processes.num_processes, progress)
+    _check_finite(adapted)
     directory = config.out / name
     if processes.is_main_process:
         about = {
@@ -134,6 +136,20 @@ def _fit(
         trainer.train(resume_from_checkpoint=last)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses[-1] if losses else math.nan
+
+
+def _check_finite(model: PeftModel) -> None:
+    """Holds what was learnt against numbers.
+
+    Raises:
+        ArithmeticError: It is none.
+    """
+    learnt = (each for each in model.parameters() if each.requires_grad)
+    if not all(bool(each.isfinite().all()) for each in learnt):
+        raise ArithmeticError(
+            "the expert's weights are not finite, so it was not written; lower rates.expert, and "
+            "begin in another folder"
+        )
 
 
 def system_prompt(records: Sequence[Record], given: str | None) -> str | None:
@@ -266,6 +282,8 @@ def _arguments(config: RunConfig, processes: int) -> TrainingArguments:
         save_steps=config.save_every,
         save_total_limit=_KEPT_STATES,
         logging_steps=max(1, config.steps // 100),
+        # A loss that is no number would be shown as the mean of the others.
+        logging_nan_inf_filter=False,
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu(),

@@ -200,6 +200,13 @@ def test_what_is_refused(tiny: TinyRun, own: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_what_is_no_number_is_not_written(tiny: TinyRun, own: Path, tmp_path: Path) -> None:
+    wild = config(tiny, own, tmp_path, rates={"expert": 1e30})
+    with pytest.raises(ArithmeticError, match=r"not finite.*lower rates\.expert"):
+        train_expert(wild)
+    assert not (tmp_path / "clicker").exists()
+
+
 def test_of_a_data_set_it_learns_its_own_records(
     tiny: TinyRun, own: Path, trained: Path, tmp_path: Path
 ) -> None:
