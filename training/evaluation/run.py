@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from molora_client import AsyncMolora, RouterInfo, ServerInfo
+from molora_client import AsyncMolora, InvalidArgumentError, RouterInfo, ServerInfo
 from training.evaluation.answers import AnswerBook
 from training.evaluation.asks import Ways, ask_case
 from training.evaluation.cases import check_known, with_other_screens
@@ -58,7 +58,8 @@ async def run_cases(
         book: Answers of earlier runs over the same experts; gets those of this one.
 
     Raises:
-        ValueError: A case is of an expert that the router does not know.
+        ValueError: A case is of an expert that the router does not know, or a service refuses its
+            screen or its prompt.
         MoloraError: A call failed.
     """
     server, router = await client.server_info(), await client.router_info()
@@ -83,7 +84,7 @@ async def _all(
 
     async def work() -> None:
         for at, (case, other) in waiting:
-            results[at] = await ask_case(client, case, other, ways)
+            results[at] = await _asked(client, case, other, ways)
             progress(len(results), len(cases))
 
     progress(0, len(cases))
@@ -96,6 +97,17 @@ async def _all(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return [results[at] for at in range(len(cases))]
+
+
+async def _asked(client: AsyncMolora, case: Case, other: Case, ways: Ways) -> CaseResult:
+    """As `ask_case`; of many cases it matters which one cannot be asked."""
+    try:
+        return await ask_case(client, case, other, ways)
+    except InvalidArgumentError as error:
+        raise ValueError(
+            f"record {case.id} with {case.screen.name} cannot be asked, or not with the screen of "
+            f"{other.id} in its place: {error.message}"
+        ) from error
 
 
 def _silent(done: int, total: int) -> None:

@@ -122,6 +122,15 @@ def test_another_failure_ends_the_evaluation(stub, tmp_path):
         run(stub, cases)
 
 
+def test_a_screen_that_is_refused_ends_it_and_is_named(stub, tmp_path):
+    first, second = read_cases(write_dataset(tmp_path, cases=1))
+    stub.script["Route"] = [Fail(grpc.StatusCode.INVALID_ARGUMENT, "UNREADABLE_SCREEN")]
+    with pytest.raises(
+        ValueError, match=f"record ({first.id}|{second.id}) with .* cannot be asked"
+    ):
+        run(stub, [first, second])
+
+
 def test_an_expert_that_is_not_served(stub, tmp_path):
     cases = read_cases(write_dataset(tmp_path, ("desktop",), cases=1))
     with pytest.raises(ValueError, match="name desktop"):
