@@ -156,13 +156,16 @@ def split_blocks(text: str) -> tuple[list[object], str]:
 def call_from_json(value: object) -> ToolCall:
     """Turns `{"name": ..., "arguments": {...}}` into a call without checking its arguments.
 
+    An argument that is null is none.
+
     Raises:
         ValueError: It has another shape.
     """
     if isinstance(value, dict):
         name, arguments = value.get("name"), value.get("arguments")
         if isinstance(name, str) and isinstance(arguments, dict):
-            return ToolCall(name, arguments)
+            given = {key: part for key, part in arguments.items() if part is not None}
+            return ToolCall(name, given)
     raise ValueError('a call must be an object {"name": ..., "arguments": {...}}')
 
 

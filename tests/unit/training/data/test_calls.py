@@ -24,6 +24,14 @@ def test_unknown_arguments_pass_through():
     assert read_calls(format_calls([call])) == (call,)
 
 
+def test_an_argument_that_is_null_is_none():
+    call = ToolCall.computer_use("wait", time=3.0)
+    given = ToolCall.computer_use("wait", time=3.0, coordinate=None)
+    assert read_calls(format_calls([given])) == (call,)
+    with pytest.raises(ValueError, match="needs `time`"):
+        read_calls(format_calls([ToolCall.computer_use("wait", time=None)]))
+
+
 def test_every_action_of_the_table_is_known():
     assert {
         "left_click", "right_click", "middle_click", "double_click", "triple_click", "mouse_move",
