@@ -27,7 +27,7 @@ from training.data.records import Record, read_records
 from training.data.sources import SOURCE
 from training.feature_index import INDEX_FILE, FeatureIndex, to_json
 from training.features import COLUMNS
-from training.run_file import digest_of
+from training.run_file import digest_of, write_whole
 
 # Of a shard at most; the 8B's features of one record may be 256 KiB.
 _SHARD_ROWS = 4096
@@ -100,7 +100,7 @@ def cache_features(
         name = f"shard-{number:05d}.safetensors"
         save_file(shard, out / name, metadata={"feature_spec": index.feature_spec.digest})
         index.shards[name] = digest_of(out / name)
-    (out / INDEX_FILE).write_text(to_json(index), encoding="utf-8")
+    write_whole(out / INDEX_FILE, to_json(index))
     return index
 
 

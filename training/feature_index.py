@@ -81,8 +81,10 @@ def read_index(directory: Path) -> FeatureIndex:
     """
     try:
         return from_json((directory / INDEX_FILE).read_text(encoding="utf-8"))
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory} holds no whole feature cache; extract again") from error
+    except ValueError as error:
+        raise ValueError(f"{directory} cannot be used: {error}; extract again") from error
 
 
 def index_digest(directory: Path | None) -> str:

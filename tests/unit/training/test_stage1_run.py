@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.feature_cache import write_calibrated as write_cache
+from training.feature_index import INDEX_FILE
 from training.stage1_config import Stage1Config, Stage1Run
 from training.stage1_run import run_stage1
 
@@ -86,6 +89,23 @@ def test_a_cache_of_what_is_known_that_is_missing_may_be_named_right(
     with pytest.raises(ValueError, match="holds no whole feature cache"):
         run_stage1(wrong, progress=False)
     run_stage1(read(cache, tmp_path, *FAST), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: "", "holds no whole feature cache; extract again"),
+        (lambda text: text.replace('"text_dim": ', '"text_dim": 1'), "cannot be used: the feature"),
+    ],
+)
+def test_an_index_that_is_not_what_was_written(
+    cache: Path, tmp_path: Path, damage: Callable[[str], str], said: str
+) -> None:
+    copied = shutil.copytree(cache, tmp_path / "copied")
+    index = copied / INDEX_FILE
+    index.write_text(damage(index.read_text()))
+    with pytest.raises(ValueError, match=f"copied {said}"):
+        run_stage1(read(copied, tmp_path / "out", *FAST), progress=False)
 
 
 def test_no_cache_leaves_nothing(tmp_path: Path) -> None:
