@@ -48,8 +48,10 @@ def split_names(count: int, shares: Mapping[str, float]) -> list[str]:
         `count` names, those of one split together.
     """
     counts = {name: max(1, round(count * share)) for name, share in shares.items()}
-    largest = max(counts, key=lambda name: counts[name])
-    counts[largest] += count - sum(counts.values())
+    while (left := count - sum(counts.values())) != 0:
+        largest = max(counts, key=lambda name: counts[name])
+        # What is left over goes to the largest at once; what is too much is taken one by one.
+        counts[largest] += max(left, -1)
     return [name for name, images in counts.items() for _ in range(images)]
 
 

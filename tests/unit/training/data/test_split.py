@@ -62,6 +62,13 @@ def test_every_split_gets_one_even_of_few():
     assert split_names(10, SHARES).count("train") == 8
 
 
+@pytest.mark.parametrize(("splits", "count"), [(4, 6), (7, 11), (7, 7)])
+def test_of_equal_shares_each_gets_one(splits, count):
+    found = split_names(count, {str(at): 1 / splits for at in range(splits)})
+    assert len(found) == count
+    assert len(set(found)) == splits
+
+
 def test_sources_that_share_an_image_stay_together():
     sources = {
         digest("1"): ["a"], digest("2"): ["a", "b"], digest("3"): ["c", "b"], digest("4"): ["d"],
