@@ -10,8 +10,10 @@ import argparse
 import shutil
 import signal
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,9 +21,15 @@ from rich.table import Table
 from training.data.synthesize import synthesize
 from training.miniature.appearing import appearing_whole
 from training.miniature.base import Steps, pretrain
+from training.miniature.begun import check_begun
 from training.miniature.clock import Clock
 from training.miniature.experts import LEFT_OUT, RECIPES, train_expert
-from training.miniature.router import train_router
+from training.miniature.router import (
+    IMAGES_PER_KIND,
+    JUDGED_IMAGES,
+    KNOWN_IMAGES_PER_KIND,
+    train_router,
+)
 from training.miniature.side_by_side import core_groups, side_by_side
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +43,13 @@ def main() -> None:
     """Runs every step that is not done yet, then publishes."""
     arguments = _arguments()
     work: Path = arguments.work
+    steps = Steps()
+    try:
+        check_begun(work, _recipe(steps, arguments.seed))
+    except ValueError as error:
+        sys.exit(f"miniature: {error}")
     clock = Clock(work / "seconds.json")
-    base = pretrain(work, steps=Steps(), seed=arguments.seed, clock=clock)
+    base = pretrain(work, steps=steps, seed=arguments.seed, clock=clock)
     _train_experts(base, work, arguments.seed, clock)
     with clock.step("router"):
         train_router(base, work / "experts", work, seed=arguments.seed)
@@ -46,6 +59,13 @@ def main() -> None:
         table.add_row(title, f"{seconds / 60:.1f}")
     console.print(table)
     console.print(f"The miniature is in {arguments.out}; try it with: make demo")
+
+
+def _recipe(steps: Steps, seed: int) -> dict[str, Any]:
+    """What would make another miniature."""
+    experts = {name: recipe.steps for name, recipe in RECIPES.items()}
+    screens = {"learnt": IMAGES_PER_KIND, "known": KNOWN_IMAGES_PER_KIND, "judged": JUDGED_IMAGES}
+    return {"seed": seed, "steps": asdict(steps), "expert steps": experts, "screens": screens}
 
 
 def _train_experts(base: Path, work: Path, seed: int, clock: Clock) -> None:
