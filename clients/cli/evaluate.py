@@ -107,6 +107,8 @@ def evaluate(
             "--fit-thresholds makes another bundle than the one that --router serves: fit without "
             "RECORDS, and serve the fitted one"
         )
+    if run and not live:
+        raise typer.BadParameter("--run goes with cases that are answered: give RECORDS")
     if study is not None and not (report and live):
         raise typer.BadParameter("--study goes into the page of cases that are answered: --report")
     asked = Asked(

@@ -133,7 +133,10 @@ def draw(asked: Asked, folder: Path, images: int, *, as_json: bool) -> None:
 
     with failed_calls(as_json), refused_input():
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty: leave out --draw, or choose a new folder")
+            raise ValueError(
+                f"{folder} is not empty: leave out --draw if that was drawn to its end, else "
+                "choose a new folder"
+            )
         experts = [expert.name for expert in _bundle(asked).manifest.experts]
         with (
             asked_services(asked.router, asked.executor, asked.bundle) as addresses,

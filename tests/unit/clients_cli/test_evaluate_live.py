@@ -163,7 +163,7 @@ def test_screens_to_judge_on_are_drawn_first(molora, stub, bundle, monkeypatch, 
     # What is there is not drawn over.
     again = molora(*asked)
     assert again.exit_code == 2
-    assert "is not empty: leave out --draw" in again.stderr
+    assert "is not empty: leave out --draw if" in again.stderr
     assert len(drawn) == 1
     done = molora("evaluate", "--features", tmp_path / "new", "--bundle", bundle)
     assert " of 200, unknown " in done.stdout
