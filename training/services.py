@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.demo.server import ServerProcess
+from training.server_process import ServerProcess
 
 READY_TIMEOUT_S = 120.0
 # Free ports of loopback, whatever the user's own are set to.

@@ -22,7 +22,7 @@ from clients.cli.exits import BAD_INPUT
 from clients.cli.extras import WEB, needing
 
 if TYPE_CHECKING:
-    from training.demo.server import ServerProcess
+    from training.server_process import ServerProcess
 
 app = typer.Typer(help="Run the servers.", no_args_is_help=True)
 
@@ -55,7 +55,7 @@ def both(
 
     Settings of one server only are given as MOLORA_EXECUTOR_* and MOLORA_ROUTER_*.
     """
-    from training.demo.server import ServerFailed
+    from training.server_process import ServerFailed
 
     shared = flags or []
     with _Servers() as servers:
@@ -164,7 +164,7 @@ class _Servers:
         Raises:
             ServerFailed: It died or said nothing.
         """
-        from training.demo.server import ServerProcess
+        from training.server_process import ServerProcess
 
         server = ServerProcess(module, flags, echo=_print_line, grace_s=None)
         self._running.append(self._stack.enter_context(server))

@@ -49,7 +49,7 @@ def asked_services(
     Raises:
         typer.Exit: 1, after one line, if they did not start.
     """
-    from training.demo.server import ServerFailed
+    from training.server_process import ServerFailed
     from training.services import Services, started
 
     if router is not None and executor is not None:

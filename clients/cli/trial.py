@@ -67,7 +67,7 @@ def started(service: str, settings: ServerSettings, changes: Mapping[str, Any]) 
     Raises:
         NotStarted: It ended or did not get ready.
     """
-    from training.demo.server import ServerFailed, ServerProcess
+    from training.server_process import ServerFailed, ServerProcess
 
     chosen = {**settings.model_dump(mode="json"), **_ALONE, **changes}
     own = {key: value for key, value in os.environ.items() if not key.startswith("MOLORA_")}

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import modal
 
 if TYPE_CHECKING:
-    from training.demo.server import ServerProcess
+    from training.server_process import ServerProcess
 
 VOLUME = "claimhawk-checkpoints"
 MOUNT = "/checkpoints"
@@ -91,7 +91,7 @@ def serve(model: str = BASE, bundle: str = BUNDLE) -> int:
     Returns:
         The exit code of the server that ended.
     """
-    from training.demo.server import ServerProcess
+    from training.server_process import ServerProcess
 
     with contextlib.ExitStack() as stack:
         tokens = stack.enter_context(_tokens_file())
@@ -267,7 +267,7 @@ def _reachable(server: ServerProcess) -> Iterator[str]:
 
 
 def _executor(model: str, *more: str) -> ServerProcess:
-    from training.demo.server import ServerProcess
+    from training.server_process import ServerProcess
 
     # The secret is the router's alone.
     own = {key: value for key, value in os.environ.items() if key != "MOLORA_TOKENS"}

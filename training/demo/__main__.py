@@ -25,9 +25,9 @@ from training.demo.cases import Case, read_cases
 from training.demo.override import GrpcurlFailed, Override
 from training.demo.report import write_report
 from training.demo.run import MAX_NEW_TOKENS, CaseResult, ask_expert, run_case
-from training.demo.server import ServerFailed
 from training.demo.summary import Summary, summarise
 from training.pages import answer_text
+from training.server_process import ServerFailed
 from training.services import started
 
 SAMPLES = Path(__file__).resolve().parents[2] / "miniature" / "samples" / "held_out.jsonl"

@@ -23,10 +23,10 @@ from rich.table import Table
 from executor_service.errors import NotLoadable
 from router_service.errors import BundleError
 from service_chassis.errors import ServiceError
-from training.demo.server import ServerFailed
 from training.feature_index import index_digest, read_index
 from training.outputs import check_writable
 from training.run_file import digest_of
+from training.server_process import ServerFailed
 from training.study.choices import DEFAULT_CONFIG, Spec
 from training.study.kept import Kept
 from training.study.report import bars_table, choices_table, markdown, picture, stages_table

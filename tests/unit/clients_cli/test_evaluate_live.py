@@ -199,7 +199,7 @@ def test_a_failed_call_ends_as_grpcurl_does(molora, asked, stub):
 
 def test_services_that_do_not_start(molora, asked, monkeypatch):
     from training import services
-    from training.demo.server import ServerFailed
+    from training.server_process import ServerFailed
 
     def started(bundle):
         raise ServerFailed("executor_service ended with exit code 3")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.demo.server import ServerFailed, ServerProcess
+from training.server_process import ServerFailed, ServerProcess
 
 STAND_IN = """
 import sys
