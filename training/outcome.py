@@ -27,6 +27,7 @@ class Outcome:
         bundle: Directory of the router bundle; None where no features were named.
         experts: Directories of the experts that were written, by name; empty in stage 2.
         accuracy: Of the head, split name to share; empty without features.
+        cases: How many rows each split has.
         left_out: Records that the run did not learn from, see `kept_apart`.
     """
 
@@ -34,6 +35,7 @@ class Outcome:
     bundle: Path | None
     experts: Mapping[str, Path]
     accuracy: Mapping[str, float]
+    cases: Mapping[str, int]
     left_out: int
 
 
@@ -91,6 +93,7 @@ def finish(
     head = router.head.eval().cpu()
     bundle: Path | None = None
     accuracy: Mapping[str, float] = {}
+    cases: Mapping[str, int] = {}
     shown = setting.head.shown.joined(ShownImages.of({"train": setting.rows.image_numbers}))
     if features is not None:
         shown = shown.joined(features.shown())
@@ -99,8 +102,9 @@ def finish(
         save_head(saved, config.out)
         if features is not None:
             bundle = config.out / BUNDLE_FOLDER
-            accuracy = write_bundle(
+            measured = write_bundle(
                 saved, features, config, bundle, stage=stage, experts=experts.identities
-            ).accuracy
+            )
+            accuracy, cases = measured.accuracy, measured.cases
     setting.accelerator.wait_for_everyone()
-    return Outcome(saved, bundle, written, accuracy, setting.left_out)
+    return Outcome(saved, bundle, written, accuracy, cases, setting.left_out)

@@ -6,7 +6,7 @@ Knows how to call the training rooms and print their results.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
@@ -134,12 +134,21 @@ def print_head(result: Stage1Result, bundle: Path, *, as_json: bool) -> None:
         }
         output.print_json(connection.plain(stated))
         return
-    rows = [[name, result.cases[name], value] for name, value in result.accuracy.items()]
-    output.table(None, ("split", "cases", "accuracy"), rows)
+    _print_accuracy(result.accuracy, result.cases)
     output.console.print(
         f"temperature {result.temperature:.3f}, mode {result.mode.value.value}; bundle in {bundle}",
         markup=False,
     )
+
+
+def _print_accuracy(accuracy: Mapping[str, float], cases: Mapping[str, int]) -> None:
+    from training.scoring import wilson_interval
+
+    rows = []
+    for split, share in accuracy.items():
+        low, high = wilson_interval(share * cases[split], cases[split])
+        rows.append([split, cases[split], share, f"{low:.3f} to {high:.3f}"])
+    output.table(None, ("split", "cases", "accuracy", "95 %"), rows)
 
 
 class _Training(Protocol[Result]):
@@ -196,6 +205,7 @@ def _print(outcome: Outcome | None, as_json: bool) -> None:
         "experts": outcome.experts,
         "bundle": outcome.bundle,
         "accuracy": outcome.accuracy,
+        "cases": outcome.cases,
         "temperature": outcome.head.temperature,
         "left_out": outcome.left_out,
     }
@@ -203,7 +213,7 @@ def _print(outcome: Outcome | None, as_json: bool) -> None:
         output.print_json(connection.plain(stated))
         return
     if outcome.accuracy:
-        output.table(None, ("split", "accuracy"), list(outcome.accuracy.items()))
+        _print_accuracy(outcome.accuracy, outcome.cases)
     if outcome.left_out:
         output.console.print(
             f"left out {outcome.left_out} records: the bundle is measured on their screens"

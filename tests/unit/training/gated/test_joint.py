@@ -384,6 +384,7 @@ def test_with_features_a_bundle_is_left_that_states_the_run(
     assert (stated["stage"], stated["steps"], stated["gates.estimator"]) == (2, 2, "soft")
     assert not any(str(tiny.base.parent) in str(value) for value in stated.values())
     assert set(outcome.accuracy) == {"train", "validation", "held_out"}
+    assert set(outcome.cases) == set(outcome.accuracy)
     # Stage 3 can start from it, as from stage 1's.
     again = load_head(out / "router")
     assert again.shape == outcome.head.shape
