@@ -156,7 +156,7 @@ def synthesize(
         looks: `own`; `any`, with themes that are made up and other sizes of any kind, to learn
             what does not depend on them; `unseen`, held-back themes and, for all the images,
             held-back sizes: a test of what is new, never for training; or `fresh`, others of both,
-            which nothing was chosen by.
+            which nothing was chosen by but the number of the miniature's screens.
         progress: Called with (images done, images in all) after each image.
 
     Returns:

@@ -28,7 +28,7 @@ UNSEEN_SIZES = ((300, 300), (640, 480), (1024, 768), (1366, 768), (1600, 1000))
 """Held back like `UNSEEN_THEMES`: no training split uses them."""
 
 FRESH_SIZES = ((420, 400), (800, 600), (1152, 864), (1440, 900), (1920, 1080))
-"""Held back like `FRESH_THEMES`: no choice was made by them either."""
+"""Held back like `FRESH_THEMES`."""
 
 # Letters of 11 px stay legible at 8, and a widget is not blown up until it is a blur.
 _SMALLEST, _LARGEST = 0.7, 1.6

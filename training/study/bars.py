@@ -84,7 +84,7 @@ def bars(
     Args:
         first: Evaluations of stage 1's heads on held-out cases, one a seed.
         second: Those of stage 2's heads, on the same cases.
-        fresh: Those of stage 1's heads on cases in themes and sizes that nothing was chosen by.
+        fresh: Those of stage 1's heads on cases in fresh themes and sizes.
         second_fresh: Those of stage 2's heads, on the same cases.
     """
     one, two, new = mean_rates(first), mean_rates(second), mean_rates(fresh)

@@ -50,7 +50,7 @@ class Sets:
         unseen: Unseen themes and sizes, which choices are compared in.
         lessons: For stages 2 and 3.
         held_out: Cases to answer, in themes and sizes as in training.
-        fresh_cases: Cases to answer, in others of both, which nothing was chosen by.
+        fresh_cases: Cases to answer, in others of both, `fresh` as of `synthesize`.
     """
 
     learnt: Path
