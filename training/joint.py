@@ -277,4 +277,4 @@ class Joint:
 
 def head_group(router: AnchoredRouter, setting: Setting) -> dict[str, Any]:
     """The head's parameters at the router's rate."""
-    return {"params": list(router.head.parameters()), "lr": setting.config.rates.router}
+    return {"params": list(router.head.parameters()), "lr": setting.config.router_rate}

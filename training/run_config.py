@@ -104,8 +104,8 @@ class Rates(BaseModel):
 
     expert: float = Field(default=2e-4, gt=0)
     """Of an expert that is trained alone."""
-    router: float = Field(default=3e-4, gt=0)
-    """Of the head, in stages 2 and 3."""
+    router: float | None = Field(default=None, gt=0)
+    """Of the head, in stages 2 and 3; unset: 3e-5, and 3e-4 of one that begins from nothing."""
     joint_expert: float = Field(default=1e-5, gt=0)
     """Of the experts in stage 3."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -182,6 +182,15 @@ class RunConfig(Run):
     def images(self) -> Path:
         """Folder that image paths are relative to."""
         return self.images_root or self.records.parent
+
+    @property
+    def router_rate(self) -> float:
+        """Learning rate of the head.
+
+        AdamW's steps are as long where hardly anything is left to learn, and a head that is started
+        from then forgets what these records do not show.
+        """
+        return self.rates.router or (3e-5 if self.start else 3e-4)
 
     def accumulation(self, processes: int) -> int:
         """Forwards of each process in one step.

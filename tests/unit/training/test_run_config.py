@@ -210,3 +210,10 @@ def test_records_that_cannot_be_shared_out() -> None:
 def test_images_lie_beside_the_records() -> None:
     assert read().images == Path("data")
     assert read("--images-root", "pictures").images == Path("pictures")
+
+
+def test_a_head_that_is_started_from_learns_more_slowly(tmp_path: Path) -> None:
+    given = {"model": tmp_path, "records": tmp_path, "out": tmp_path}
+    assert RunConfig(**given).router_rate == 3e-4
+    assert RunConfig(**given, start=tmp_path).router_rate == 3e-5
+    assert RunConfig(**given, start=tmp_path, rates={"router": 1e-3}).router_rate == 1e-3
