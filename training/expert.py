@@ -139,11 +139,6 @@ def _fit(
 
 
 def _check_finite(model: PeftModel) -> None:
-    """Holds what was learnt against numbers.
-
-    Raises:
-        ArithmeticError: It is none.
-    """
     learnt = (each for each in model.parameters() if each.requires_grad)
     if not all(bool(each.isfinite().all()) for each in learnt):
         raise ArithmeticError(
