@@ -104,7 +104,7 @@ class Run(BaseSettings):
         if path.exists():
             held = _read_mapping(path)
             # A folder may have been moved, or be named another way.
-            changed = sorted(set(_different(held, self.written())) - {"out"})
+            changed = sorted(set(different(held, self.written())) - {"out"})
             if not changed:
                 return
             if self._begun():
@@ -127,7 +127,7 @@ class Run(BaseSettings):
         path = self.out / INPUTS_FILE
         if path.exists():
             held = self.pinned()
-            changed = sorted(_different(held, dict(inputs)))
+            changed = sorted(different(held, dict(inputs)))
             if not changed:
                 return
             if self._begun():
@@ -185,6 +185,23 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def different(held: Any, now: Any, name: str = "") -> list[str]:
+    """Names of the values in which two written configurations differ, inner ones as `outer.inner`.
+
+    Args:
+        held: As JSON or YAML holds it.
+        now: The same, to compare with it.
+        name: Of what both are part of.
+    """
+    if not (isinstance(held, dict) and isinstance(now, dict)):
+        return [] if held == now else [name]
+    return [
+        changed
+        for key in {**held, **now}
+        for changed in different(held.get(key), now.get(key), f"{name}.{key}" if name else key)
+    ]
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     """What a YAML file of names and values says.
 
@@ -207,14 +224,3 @@ def _explained(error: ValidationError) -> list[str]:
         where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
         lines.append(f"{where}: {problem['msg']}")
     return lines
-
-
-def _different(held: Any, now: Any, name: str = "") -> list[str]:
-    """Names of the values in which two written configurations differ."""
-    if not (isinstance(held, dict) and isinstance(now, dict)):
-        return [] if held == now else [name]
-    return [
-        changed
-        for key in {**held, **now}
-        for changed in _different(held.get(key), now.get(key), f"{name}.{key}" if name else key)
-    ]

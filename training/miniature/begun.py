@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.run_file import write_whole
+from training.run_file import different, write_whole
 
 RECIPE_FILE = "recipe.json"
 
@@ -31,8 +31,7 @@ def check_begun(work: Path, recipe: Mapping[str, Any]) -> None:
         write_whole(path, json.dumps(recipe, indent=2) + "\n")
         return
     held = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in {**held, **recipe} if held.get(name) != recipe.get(name)]
-    if changed:
+    if changed := different(held, recipe):
         raise ValueError(
             f"{work} was begun with other {', '.join(changed)} ({RECIPE_FILE}): "
             "give another --work, or remove the folder"

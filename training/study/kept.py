@@ -6,11 +6,12 @@ Knows files of JSON; does not know what a step does.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from training.run_file import different, write_whole
 
 
 class Kept:
@@ -29,7 +30,7 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
         held = self.step("given", lambda: dict(given))
         stated = json.loads(json.dumps(dict(given)))
-        if changed := sorted(name for name in {**held, **stated} if _differs(held, stated, name)):
+        if changed := sorted(different(held, stated)):
             raise ValueError(
                 f"{folder} holds a study with other {', '.join(changed)}; give another folder, or "
                 "the same to go on"
@@ -47,9 +48,7 @@ class Kept:
             start = time.monotonic()
             made = {"seconds": 0.0, "made": make()}
             made["seconds"] = time.monotonic() - start
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(made), encoding="utf-8")
-            os.replace(partial, path)
+            write_whole(path, json.dumps(made))
         return json.loads(path.read_text(encoding="utf-8"))["made"]
 
     def seconds(self) -> dict[str, float]:
@@ -60,7 +59,3 @@ class Kept:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
-
-
-def _differs(held: Mapping[str, Any], stated: Mapping[str, Any], name: str) -> bool:
-    return bool(held.get(name) != stated.get(name))
